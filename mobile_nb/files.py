@@ -1,0 +1,35 @@
+"""Where the shipped data lies, and writing a file whole or not at all. Knows nothing about what is in the files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def data_path(*parts: str) -> Path:
+    """Path below the shipped data: inside an installed wheel, else beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    root = package / "data" if (package / "data").is_dir() else package.parent / "data"
+    return root.joinpath(*parts)
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike):
+    """Yields a temporary path beside `path`, and renames it to `path` only when the block succeeds.
+
+    A failure (full disk, interrupt) leaves an earlier file at `path` as it was and removes the half-written one.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["data_path", "written_whole"]

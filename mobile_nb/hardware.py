@@ -1,0 +1,207 @@
+"""What a machine can do and what a model weighs, and from both what each event costs in seconds.
+
+Knows nothing about caches, policies or tensors. Presets are published figures, with the link at the share of its
+nominal rate that copies from page-locked memory usually reach (about 80 %); `Hardware.measure()` reads your own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .files import data_path
+from .vocabulary import MobileError, number, whole
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device and its link to host memory.
+
+    Attributes:
+        link_gb_per_s: host to device, GB/s (1e9 bytes).   link_latency_s: fixed seconds of each copy.
+        memory_gb_per_s: device memory, GB/s.              tflops: matrix products in half precision, 1e12/s.
+        launch_s: seconds to launch one kernel.            device_gb: device memory, GB.
+        measured: False for a preset of published figures, True when `measure` read it on this machine.
+    """
+
+    name: str
+    link_gb_per_s: float
+    memory_gb_per_s: float
+    tflops: float
+    device_gb: float
+    link_latency_s: float = 10e-6
+    launch_s: float = 5e-6
+    measured: bool = False
+
+    def __post_init__(self):
+        for field in ("link_gb_per_s", "memory_gb_per_s", "tflops", "device_gb"):
+            number(f"Hardware.{field}", getattr(self, field), low=1e-6)
+        for field in ("link_latency_s", "launch_s"):
+            number(f"Hardware.{field}", getattr(self, field), low=0)
+
+    @staticmethod
+    def preset(name: str) -> Hardware:
+        """A card by name, for example `Hardware.preset("rtx4080-pcie4")`.
+
+        Raises:
+            MobileError: no such preset; the sentence lists them.
+        """
+        if name not in PRESETS:
+            raise MobileError(f"there is no hardware preset {name!r}; there are {', '.join(PRESETS)}.")
+        return PRESETS[name]
+
+    @staticmethod
+    def measure(device: str | None = None) -> Hardware:
+        """Reads link, memory and compute rates of this machine's CUDA device (about two seconds).
+
+        Raises:
+            MobileError: this machine has no CUDA device.
+        """
+        from .memory.measure import measure
+
+        return measure(device)
+
+
+def _card(name: str, link: float, memory: float, tflops: float, gb: float) -> Hardware:
+    return Hardware(name, link_gb_per_s=link, memory_gb_per_s=memory, tflops=tflops, device_gb=gb)
+
+
+# Link: PCIe 3 x16 12, PCIe 4 x8 12.5, PCIe 4 x16 25, PCIe 5 x16 50 GB/s. Memory and dense half-precision rates: vendors.
+PRESETS = {
+    card.name: card
+    for card in (
+        _card("rtx4080-pcie4", 25.0, 717, 97, 16),  # the paper's card
+        _card("rtx4090-pcie4", 25.0, 1008, 165, 24),
+        _card("rtx3060-pcie3", 12.0, 360, 51, 12),
+        _card("t4-colab", 12.0, 320, 65, 15),
+        _card("laptop4060-pcie4x8", 12.5, 256, 60, 8),
+        _card("h100-pcie5", 50.0, 3350, 989, 80),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a model weighs: parameters by part, as one token reads them.
+
+    Attributes:
+        moe_layers, dense_layers: decoder layers with and without routed experts.
+        num_experts, top_k: E and K of each MoE layer.
+        expert_params: weights of one routed expert.    layer_params: attention, router and shared experts of a MoE layer.
+        dense_layer_params: a whole dense layer.        head_params: final norm and output matrix.
+        bytes_per_weight: 2 for half precision.
+    """
+
+    name: str
+    moe_layers: int
+    num_experts: int
+    top_k: int
+    expert_params: int
+    layer_params: int
+    head_params: int
+    dense_layers: int = 0
+    dense_layer_params: int = 0
+    bytes_per_weight: float = 2
+
+    def __post_init__(self):
+        whole("Geometry.moe_layers", self.moe_layers)
+        whole("Geometry.expert_params", self.expert_params)
+
+    @staticmethod
+    def of(name: str) -> Geometry:
+        """The geometry of a published model, for example `Geometry.of("olmoe-1b-7b")`, from data/geometries.json.
+
+        Raises:
+            MobileError: not one of the shipped ones; the sentence lists them.
+        """
+        shipped = json.loads(data_path("geometries.json").read_text(encoding="utf-8"))["models"]
+        if name not in shipped:
+            raise MobileError(f"there is no geometry {name!r}; there are {', '.join(shipped)}.")
+        return _from_config(name, shipped[name])
+
+    @property
+    def expert_bytes(self) -> int:
+        return int(self.expert_params * self.bytes_per_weight)
+
+    @property
+    def experts_gb(self) -> float:
+        """All routed experts, GB."""
+        return self.moe_layers * self.num_experts * self.expert_bytes / 1e9
+
+    @property
+    def other_gb(self) -> float:
+        """All that always stays on the device, GB (without the input embedding and the KV cache)."""
+        weights = self.moe_layers * self.layer_params + self.dense_layers * self.dense_layer_params + self.head_params
+        return weights * self.bytes_per_weight / 1e9
+
+
+def _from_config(name: str, c: dict) -> Geometry:
+    """Counts weights from the fields of a published config (data/geometries.json)."""
+    hidden, heads, kv = c["hidden"], c["heads"], c["kv_heads"]
+    if "kv_lora_rank" in c:  # multi-head latent attention (DeepSeek-V2)
+        rank, nope, rope, value = c["kv_lora_rank"], c["qk_nope"], c["qk_rope"], c["v_head"]
+        attention = hidden * heads * (nope + rope) + hidden * (rank + rope) + rank * heads * (nope + value)
+        attention += heads * value * hidden
+    else:
+        attention = 2 * hidden * heads * c["head_dim"] + 2 * hidden * kv * c["head_dim"]
+    shared = 3 * hidden * c.get("shared_inner", 0)
+    dense = c.get("dense_layers", 0)
+    return Geometry(
+        name=name,
+        moe_layers=c["layers"] - dense,
+        num_experts=c["experts"],
+        top_k=c["top_k"],
+        expert_params=3 * hidden * c["inner"],
+        layer_params=attention + shared + hidden * c["experts"],
+        head_params=hidden * c["vocab"],
+        dense_layers=dense,
+        dense_layer_params=attention + 3 * hidden * c.get("dense_inner", 0),
+    )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of each event for a model of `layers` MoE layers that is timed as `geometry` on `hardware`.
+
+    Where the geometry has more MoE layers than the model that routes (16 against 4, say), each layer stands for
+    `stretch` of the real ones: its bytes and seconds are multiplied, so totals a token are the real model's.
+    Compute = the larger of bytes/memory rate and operations/compute rate, plus a launch (design.md, section 7).
+    """
+
+    hardware: Hardware
+    geometry: Geometry
+    layers: int
+
+    @property
+    def stretch(self) -> float:
+        return self.geometry.moe_layers / self.layers
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes that one fetch moves, of all the layers that it stands for."""
+        return round(self.geometry.expert_bytes * self.stretch)
+
+    @property
+    def fetch_s(self) -> float:
+        return self.stretch * self.hardware.link_latency_s + self.expert_bytes / (self.hardware.link_gb_per_s * 1e9)
+
+    def expert_s(self, tokens: int = 1) -> float:
+        """One expert on `tokens` tokens: three matrix products, so three launches."""
+        return self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
+
+    def layer_s(self, tokens: int = 1) -> float:
+        """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""
+        return self.stretch * self._compute_s(self.geometry.layer_params, tokens, launches=12)
+
+    def head_s(self, tokens: int = 1) -> float:
+        """Once a pass: dense layers, and the output matrix for the last token."""
+        dense = sum(self._compute_s(self.geometry.dense_layer_params, tokens, 12) for _ in range(self.geometry.dense_layers))
+        return dense + self._compute_s(self.geometry.head_params, 1, launches=3)
+
+    def _compute_s(self, weights: int, tokens: int, launches: int) -> float:
+        read = weights * self.geometry.bytes_per_weight / (self.hardware.memory_gb_per_s * 1e9)
+        multiply = 2 * weights * tokens / (self.hardware.tflops * 1e12)
+        return max(read, multiply) + launches * self.hardware.launch_s
+
+
+__all__ = ["PRESETS", "Costs", "Geometry", "Hardware"]

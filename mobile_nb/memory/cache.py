@@ -1,0 +1,100 @@
+"""Which expert is in which device slot, for C configurations at once. Knows nothing about time, links or tensors.
+
+Legend: C configurations · L MoE layers · E experts · S slots a layer (the most that any configuration has) · R rows,
+indices of the configurations that an operation is about.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..policies.evict import Evict, History
+from ..vocabulary import MobileError
+
+
+class Cache:
+    """Residency of experts in slots, one set of slots a layer.
+
+    Args:
+        layers, experts: L and E.
+        slots: slots per layer of each configuration, int array [C].
+        evict: who leaves.
+    """
+
+    def __init__(self, layers: int, experts: int, slots: np.ndarray, evict: Evict):
+        self.slots = np.atleast_1d(np.asarray(slots, dtype=np.int64))
+        count, most = len(self.slots), int(self.slots.max())
+        self.layers, self.experts, self.evict = layers, experts, evict
+        self.expert_in = np.full((count, layers, most), -1, dtype=np.int64)  # [C, L, S]
+        self.slot_of = np.full((count, layers, experts), -1, dtype=np.int64)  # [C, L, E]
+        self.last_used = np.zeros((count, layers, most))  # [C, L, S]
+        self.fetched = np.zeros((count, layers, most))  # [C, L, S]
+        self.uses = np.zeros((count, layers, experts))  # [C, L, E]
+        self.pledged = np.zeros((count, layers, most), dtype=bool)  # prefetched for this pass, not asked for yet
+        self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
+        self.tick = np.zeros(layers)
+        self._unusable = np.arange(most)[None] >= self.slots[:, None]  # [C, S]
+
+    def find(self, layer: int, ids: np.ndarray) -> np.ndarray:
+        """Slots of `ids` [C, k], -1 where absent or where the id itself is -1."""
+        slot = np.take_along_axis(self.slot_of[:, layer], np.maximum(ids, 0), axis=1)
+        return np.where(ids >= 0, slot, -1)
+
+    def residents(self, layer: int, config: int = 0) -> list[int]:
+        """Ids on the device, in slot order."""
+        return [int(e) for e in self.expert_in[config, layer] if e >= 0]
+
+    def full(self, layer: int) -> bool:
+        """True when every expert of the layer is resident in every configuration."""
+        return bool((self.slot_of[:, layer] >= 0).all())
+
+    def victim(self, rows: np.ndarray, layer: int, experts: np.ndarray, barred: np.ndarray) -> np.ndarray:
+        """The slot that each row would give to its expert: [R], -1 where every slot is barred.
+
+        Args:
+            rows: configurations [R].   experts: ids that want a slot [R].   barred: slots not to be taken [R, S].
+        """
+        expert_in = self.expert_in[rows, layer]  # [R, S]
+        history = History(
+            last_used=self.last_used[rows, layer],
+            uses=np.take_along_axis(self.uses[rows, layer], np.maximum(expert_in, 0), axis=1),
+            fetched=self.fetched[rows, layer],
+        )
+        score = np.array(self.evict.score(history), dtype=float)
+        if score.shape != expert_in.shape or np.isnan(score).any():
+            raise MobileError(
+                f"the eviction policy {self.evict!r} must return {expert_in.shape} scores without NaN, "
+                f"got shape {score.shape}."
+            )
+        np.clip(score, -1e300, 1e300, out=score)
+        score[expert_in < 0] = -np.inf
+        barred = barred | self._unusable[rows]
+        score[barred] = np.inf
+        slot = score.argmin(axis=1)
+        if self.experts <= self._unusable.shape[1]:  # room for everybody: expert e lives in slot e
+            home = (self.slots[rows] >= self.experts) & ~np.take_along_axis(barred, experts[:, None], axis=1)[:, 0]
+            slot = np.where(home, experts, slot)
+        return np.where(barred.all(axis=1), -1, slot)
+
+    def put(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool) -> np.ndarray:
+        """Seats experts [R] in slots [R]. Returns who left [R], -1 for nobody. Evicting copies nothing back."""
+        left = self.expert_in[rows, layer, slots]
+        had = left >= 0
+        self.slot_of[rows[had], layer, left[had]] = -1
+        self.expert_in[rows, layer, slots] = experts
+        self.slot_of[rows, layer, experts] = slots
+        self.last_used[rows, layer, slots] = self.fetched[rows, layer, slots] = self.tick[layer]
+        self.pledged[rows, layer, slots] = prefetch
+        self.fresh[rows, layer, slots] = prefetch
+        return left
+
+    def touch(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Marks experts [R] in slots [R] as asked for. Returns which of them were prefetched and used now first [R]."""
+        first = self.fresh[rows, layer, slots]
+        self.fresh[rows, layer, slots] = False
+        self.last_used[rows, layer, slots] = self.tick[layer]
+        self.uses[rows, layer, experts] += 1
+        return first
+
+
+__all__ = ["Cache"]

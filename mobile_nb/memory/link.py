@@ -1,0 +1,89 @@
+"""The link from host memory to device slots, simulated on a virtual clock. Knows nothing about policies.
+
+One direction, in order, one copy at a time: transfer = latency + bytes / bandwidth. A copy into a slot starts when the
+link is free, the copy is asked for, and the slot's last computation is over. `CudaLink` has the same methods and does
+the same with streams and events; the scheduler does not know which of them it drives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..clock import VirtualClock
+
+Mover = Callable[[int, int, int], None]  # (layer, expert, slot): really copies the weights
+
+
+class SimulatedLink:
+    """A link and a compute unit for C configurations, as arrays of times in seconds.
+
+    Args:
+        clock: the virtual clock they share.
+        layers, slots: L and S.
+        fetch_s: seconds of one expert's transfer, float array [C].
+        mover: called at every copy of a live run, so that slots hold real weights.
+    """
+
+    asynchronous = False
+
+    def __init__(self, clock: VirtualClock, layers: int, slots: int, fetch_s: np.ndarray, mover: Mover | None = None):
+        self.clock, self.mover = clock, mover
+        self.fetch_s = np.atleast_1d(np.asarray(fetch_s, dtype=float))
+        count = len(self.fetch_s)
+        self.free = np.zeros(count)  # [C] when the link has done what it was given
+        self.busy = np.zeros(count)  # [C] when the compute unit has done what it was given
+        self.ready = np.zeros((count, layers, slots))  # [C, L, S] when the slot's content is there
+        self.released = np.zeros((count, layers, slots))  # [C, L, S] when the slot's last computation is over
+        self.copying_s = np.zeros(count)
+
+    def can_start(self, since: np.ndarray) -> np.ndarray:
+        """Whether a copy asked for at `since` [C] would have started by now: bool [C]."""
+        return np.maximum(self.free, since) <= self.clock.now
+
+    def fetch(self, rows, layer: int, experts, slots, since) -> tuple[np.ndarray, np.ndarray]:
+        """Starts one copy in each row. Returns when each begins and ends, seconds [R]."""
+        begin = np.maximum(np.maximum(self.free[rows], since), self.released[rows, layer, slots])
+        end = begin + self.fetch_s[rows]
+        self.free[rows] = self.ready[rows, layer, slots] = end
+        self.copying_s[rows] += self.fetch_s[rows]
+        if self.mover is not None:
+            self.mover(layer, int(experts[0]), int(slots[0]))
+        return begin, end
+
+    def ready_at(self, layer: int, slots: np.ndarray) -> np.ndarray:
+        """When the contents of `slots` [C, k] are there, in seconds; those with slot -1 never are (infinity)."""
+        at = np.take_along_axis(self.ready[:, layer], np.maximum(slots, 0), axis=1)
+        return np.where(slots >= 0, at, np.inf)
+
+    def over(self, ready: np.ndarray) -> np.ndarray:
+        """Which of the moments that `ready_at` gave have passed."""
+        return ready <= self.clock.now[:, None]
+
+    def begin_layer(self) -> None:
+        """The compute unit can start on a layer now, not earlier."""
+        np.maximum(self.busy, self.clock.now, out=self.busy)
+
+    def compute(self, rows, layer: int, slots, seconds) -> None:
+        """Computes one expert in each row as soon as it is there and the compute unit is free; seconds [R]."""
+        done = np.maximum(self.busy[rows], self.ready[rows, layer, slots]) + seconds
+        self.busy[rows] = self.released[rows, layer, slots] = done
+
+    def computed(self, layer: int, wave) -> None:
+        """The wave's computation was handed to the device: on a virtual clock `compute` has said it all."""
+
+    def landed(self, layer: int) -> bool:
+        """Whether every copy into the layer's slots is over."""
+        return bool((self.ready[:, layer] <= self.clock.now[:, None]).all())
+
+    def elapse(self, seconds: float) -> None:
+        """Computation that needs no link: attention, routers, the output matrix."""
+        self.clock.advance(seconds)
+
+    def end_layer(self) -> None:
+        """The layer is over when its last expert is."""
+        self.clock.advance_to(self.busy)
+
+
+__all__ = ["Mover", "SimulatedLink"]

@@ -1,0 +1,192 @@
+"""One scheduler for every link: who is asked for, who is fetched, in what order, and what is computed when.
+
+Order of business for a layer: queued prefetches that the link had time for; residents are computed first while the
+misses are copied, on demand before any prefetch that has not started; each arrival is computed as it lands. Where
+there are fewer slots than experts asked for, they take turns. Knows nothing about models or tensors.
+
+Legend: C configurations · L layers · E experts · S slots · k experts asked for · R rows (indices of configurations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..trace import Copy
+from ..vocabulary import Wanted
+from .cache import Cache
+
+COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted")
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A prefetch that waits for the link, in the configurations where `pending` [C] is True."""
+
+    layer: int
+    expert: int
+    pending: np.ndarray
+    since: np.ndarray
+
+
+class Scheduler:
+    """Drives a cache and a link.
+
+    Args:
+        cache: residency.
+        link: `SimulatedLink` or `CudaLink`.
+        record: keep a list of copies (`take_copies`); for live runs, where C is 1.
+
+    Attributes:
+        counts: for each name in COUNTERS an int array [C, L]. hits + misses = requests; `late` are the hits whose
+            copy was still under way; `used` and `wasted` are prefetches that were asked for, or evicted before that.
+    """
+
+    def __init__(self, cache: Cache, link, *, record: bool = True):
+        self.cache, self.link, self.record = cache, link, record
+        count = len(cache.slots)
+        self.counts = {name: np.zeros((count, cache.layers), dtype=np.int64) for name in COUNTERS}
+        self._all = np.arange(count)
+        self._queue: list[_Queued] = []
+        self._copies: list[Copy] = []
+
+    def begin_pass(self) -> None:
+        """Forgets prefetches that never started, and the promises of the pass before."""
+        self._queue.clear()
+        self.cache.pledged[:] = False
+
+    def want(self, wanted: Iterable[Wanted], rows: np.ndarray | None = None) -> None:
+        """Queues prefetches, in order, for `rows` (all configurations by default)."""
+        cache, now = self.cache, self.link.clock.now
+        chosen = np.zeros(len(self._all), dtype=bool)
+        chosen[self._all if rows is None else rows] = True
+        for layer, expert in ((w.layer, e) for w in wanted for e in w.experts):
+            slot = cache.slot_of[:, layer, expert]
+            there = self._all[chosen & (slot >= 0)]
+            cache.pledged[there, layer, slot[there]] = True
+            absent = chosen & (slot < 0)
+            if absent.any():
+                self._queue.append(_Queued(layer, int(expert), absent, now.copy()))
+        self.pump()
+
+    def pump(self) -> None:
+        """Starts the queued prefetches, in order, that the link had time for until now."""
+        for entry in self._queue:
+            rows = self._all[entry.pending & self.link.can_start(entry.since)]
+            if rows.size:
+                entry.pending[rows] = False
+                rows = rows[self.cache.slot_of[rows, entry.layer, entry.expert] < 0]
+                experts = np.full(rows.size, entry.expert)
+                started, slots = self._copy(rows, entry.layer, experts, self.cache.pledged[rows, entry.layer], entry.since)
+                self.counts["prefetches"][started, entry.layer] += 1
+        self._queue = [entry for entry in self._queue if entry.pending.any()]
+
+    def request(self, layer: int, ids: np.ndarray, seconds: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+        """Serves one layer's experts, and yields them in waves that are on the device together.
+
+        Args:
+            ids: [C, k], best first, each at most once in a row; -1 for none.
+            seconds: compute time of each, [C, k] or [k].
+        Yields:
+            [(expert, slot), ...] of configuration 0, to be computed before the next wave is asked for. A replay runs
+            through the waves without computing.
+        """
+        cache, link, counts = self.cache, self.link, self.counts
+        self.pump()
+        self._queue = [entry for entry in self._queue if entry.layer > layer]
+        cache.pledged[:, layer] = False
+        cache.tick[layer] += 1
+        link.begin_layer()
+        seconds = np.broadcast_to(np.asarray(seconds, dtype=float), ids.shape)
+        slot = cache.find(layer, ids)
+        ready = link.ready_at(layer, slot)  # [C, k]
+        asked, resident = ids >= 0, slot >= 0
+        landed = resident & link.over(ready)
+        counts["requests"][:, layer] += asked.sum(axis=1)
+        counts["hits"][:, layer] += resident.sum(axis=1)
+        counts["late"][:, layer] += (resident & ~landed).sum(axis=1)
+        counts["misses"][:, layer] += (asked & ~resident).sum(axis=1)
+
+        row, col = np.nonzero(resident)
+        first = cache.touch(row, layer, ids[row, col], slot[row, col])
+        np.add.at(counts["used"][:, layer], row, first)
+        waiting = resident.copy()  # on the device or under way, and not computed yet
+        barred = np.zeros((len(self._all), cache.expert_in.shape[2]), dtype=bool)  # slots of those
+        barred[row, slot[row, col]] = True
+
+        for j in range(ids.shape[1]):
+            rows = self._all[asked[:, j] & ~resident[:, j]]
+            if not rows.size:
+                continue
+            short = rows[(barred[rows] | cache._unusable[rows]).all(axis=1)]
+            if short.size:
+                yield from self._compute(short, layer, ids, slot, ready, seconds, waiting)
+                barred[short] = False
+            experts = ids[rows, j]
+            _, slots = self._copy(rows, layer, experts, barred[rows], link.clock.now, demand=True)
+            slot[rows, j] = slots
+            ready[rows, j] = link.ready[rows, layer, slots]
+            waiting[rows, j] = barred[rows, slots] = True
+            cache.touch(rows, layer, experts, slots)
+        yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting)
+        link.end_layer()
+
+    def settled(self, layer: int) -> bool:
+        """Every expert of the layer is on the device and nothing is under way: requests can only hit."""
+        return self.cache.full(layer) and not self.cache.fresh[:, layer].any() and self.link.landed(layer)
+
+    def all_hit(self, layer: int, amount: int, seconds: float) -> None:
+        """What `request` comes to for `amount` experts of a settled layer, without the search."""
+        self.counts["requests"][:, layer] += amount
+        self.counts["hits"][:, layer] += amount
+        self.link.elapse(seconds)
+
+    def take_copies(self) -> list[Copy]:
+        """The copies since the last call, in the order in which they started."""
+        taken, self._copies = self._copies, []
+        return taken
+
+    def _copy(self, rows, layer, experts, barred, since, *, demand: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Gives each row's expert a slot that is not barred [R, S], and starts its copy. Returns rows and slots taken."""
+        if not rows.size:
+            return rows, rows
+        slots = self.cache.victim(rows, layer, experts, barred)
+        room = slots >= 0
+        rows, experts, slots = rows[room], experts[room], slots[room]
+        if not rows.size:
+            return rows, slots
+        unused = self.cache.fresh[rows, layer, slots]
+        self.counts["wasted"][rows[unused], layer] += 1
+        begin, end = self.link.fetch(rows, layer, experts, slots, since[rows])
+        left = self.cache.put(rows, layer, experts, slots, prefetch=not demand)
+        if self.record:
+            kind = "demand" if demand else "prefetch"
+            self._copies.append(Copy(kind, layer, int(experts[0]), int(slots[0]), int(left[0]), begin[0], end[0]))
+        return rows, slots
+
+    def _compute(self, rows, layer, ids, slot, ready, seconds, waiting) -> Iterator[list[tuple[int, int]]]:
+        """Computes what waits in `rows`, in the order in which it is there; yields configuration 0's part."""
+        pending = np.where(waiting[rows], ready[rows], np.inf)  # [R, k]
+        order = pending.argsort(axis=1, kind="stable")
+        amount = waiting[rows].sum(axis=1)
+        wave: list[tuple[int, int]] = []
+        landed = 0.0 if self.link.asynchronous else np.inf  # simulated copies are there at once: one wave
+        for i in range(int(amount.max(initial=0))):
+            r = rows[amount > i]
+            j = order[amount > i, i]
+            if self.link.asynchronous and wave and ready[0, j[0]] > landed:
+                yield wave
+                self.link.computed(layer, wave)
+                wave, landed = [], ready[0, j[0]]
+            self.link.compute(r, layer, slot[r, j], seconds[r, j])
+            if r[0] == 0:
+                wave.append((int(ids[0, j[0]]), int(slot[0, j[0]])))
+        waiting[rows] = False
+        if wave:
+            yield wave
+            self.link.computed(layer, wave)
+
+
+__all__ = ["COUNTERS", "Scheduler"]

@@ -1,0 +1,102 @@
+"""Host arenas and device slots: one contiguous block an expert, so that a fetch is one copy.
+
+A block holds all of one expert's parameters, one after the other, padded to 128 bytes. Weights are read-only: nothing
+is ever copied back. Knows nothing about who decides what is fetched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..vocabulary import MobileError
+
+ALIGN = 128  # bytes; grouped matrix products want 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter of an expert lies in its block.
+
+    Attributes:
+        parts: (name, shape without the expert axis, offset in elements).   numel: elements of a padded block.
+        weights: elements that are really weights.
+    """
+
+    parts: tuple[tuple[str, tuple[int, ...], int], ...]
+    numel: int
+    weights: int
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(experts: nn.Module, count: int) -> Layout:
+        """The layout of a fused-experts module: every own parameter whose first axis is the experts."""
+        own = [(name, p) for name, p in experts.named_parameters(recurse=False) if p.shape[:1] == (count,)]
+        dtypes = {p.dtype for _, p in own}
+        if len(dtypes) != 1:
+            raise MobileError(f"the experts' parameters must share one dtype, got {sorted(map(str, dtypes))}.")
+        dtype, offset, weights, parts = dtypes.pop(), 0, 0, []
+        step = max(1, ALIGN // dtype.itemsize)
+        for name, p in own:
+            parts.append((name, tuple(p.shape[1:]), offset))
+            weights += p[0].numel()
+            offset += -(-p[0].numel() // step) * step
+        return Layout(tuple(parts), offset, weights, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one fetch moves."""
+        return self.numel * self.dtype.itemsize
+
+    def views(self, blocks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each parameter as a view [N, *shape] of blocks [N, numel]."""
+        return {
+            name: blocks[:, offset : offset + torch.Size(shape).numel()].view(len(blocks), *shape)
+            for name, shape, offset in self.parts
+        }
+
+
+class Arena:
+    """The experts of one layer in host memory: blocks [E, numel], page-locked where `pin` works.
+
+    The experts' parameters become views of the arena, so that the weights exist once; `release` gives them back
+    contiguous memory of their own, on the device where they were.
+    """
+
+    def __init__(self, experts: nn.Module, count: int, *, pin: bool = False):
+        self.layout = Layout.of(experts, count)
+        self.blocks = torch.empty(count, self.layout.numel, dtype=self.layout.dtype)
+        self.pinned = False
+        if pin:
+            try:
+                self.blocks = self.blocks.pin_memory()
+                self.pinned = True
+            except RuntimeError:
+                pass  # the system allows no more page-locked memory: copies work, slower; the report says so
+        self._experts = experts
+        self._device = next(experts.parameters(recurse=False)).device
+        with torch.no_grad():
+            for name, view in self.layout.views(self.blocks).items():
+                parameter = getattr(experts, name)
+                view.copy_(parameter.data)
+                parameter.data = view if self._device.type == "cpu" else parameter.data.new_empty(0)
+
+    def release(self) -> None:
+        """Gives the parameters their own contiguous memory again. Doing it twice does nothing."""
+        if self._experts is not None:
+            for name, view in self.layout.views(self.blocks).items():
+                getattr(self._experts, name).data = view.to(self._device, copy=True).contiguous()
+            self._experts = None
+
+
+class Slots:
+    """Device memory for `count` experts of one layer: blocks [S, numel] and their parameters as views."""
+
+    def __init__(self, layout: Layout, count: int, device: torch.device):
+        self.blocks = torch.zeros(count, layout.numel, dtype=layout.dtype, device=device)
+        self.views = layout.views(self.blocks)
+
+
+__all__ = ["Arena", "Layout", "Slots"]

@@ -1,0 +1,91 @@
+"""Runs experts from device slots. Knows nothing about why an expert is in its slot.
+
+The arithmetic is the model's own: a shallow copy of its experts module whose weights are views of the slots, called
+with slot numbers in place of expert ids. So biases, interleaved or transposed weights and special gates need no code
+here. One token on a CPU takes a shorter way to the same numbers, where the module is of the common kind.
+
+Legend: T tokens · K experts asked for · S slots · H hidden · I inner.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..memory.store import Slots
+
+GATHER_LIMIT = 1 << 20  # bytes of one expert up to which gathering the weights of a token beats a loop over them
+
+
+class OffloadedExperts(nn.Module):
+    """Takes the place of a block's `experts` while the model is offloaded, and hands each call on.
+
+    Args:
+        serve: (hidden [T, H], index [T, K], weights [T, K]) -> [T, H].
+    """
+
+    def __init__(self, serve: Callable[..., torch.Tensor]):
+        super().__init__()
+        self._serve = serve
+
+    def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self._serve(hidden, index, weights)
+
+
+class SlotExperts:
+    """The experts of one layer, computed from its slots."""
+
+    def __init__(self, experts: nn.Module, slots: Slots):
+        self._twin = copy.copy(experts)
+        self._twin._parameters = dict(experts._parameters)
+        for name, view in slots.views.items():
+            self._twin._parameters[name] = nn.Parameter(view, requires_grad=False)
+        self._twin.num_experts = len(slots.blocks)
+        common = (
+            getattr(experts, "has_gate", False)
+            and not getattr(experts, "is_transposed", True)
+            and not getattr(experts, "has_bias", True)
+            and not getattr(experts, "has_post_expert_norm", True)
+            and hasattr(experts, "_apply_gate")
+            and set(slots.views) == {"gate_up_proj", "down_proj"}
+        )
+        self._short = common and slots.blocks.device.type == "cpu"
+        self._gather = slots.blocks[0].nbytes <= GATHER_LIMIT
+        if common:
+            self._gate_up, self._down = slots.views["gate_up_proj"], slots.views["down_proj"]  # [S, 2I, H], [S, H, I]
+
+    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """hidden [T, H], slot numbers [T, K], weights [T, K] -> weighted sum of the experts' outputs [T, H]."""
+        if self._short and len(hidden) == 1:
+            return self._one(hidden[0], slots[0], weights)
+        return self._twin(hidden, slots, weights)
+
+    def _one(self, x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if self._gather:
+            inner = self._twin._apply_gate(self._gate_up.index_select(0, slots) @ x)  # [K, I]
+            out = torch.bmm(self._down.index_select(0, slots), inner.unsqueeze(-1)).squeeze(-1)  # [K, H]
+        else:
+            inner = self._twin._apply_gate(torch.stack([torch.mv(self._gate_up[s], x) for s in slots.tolist()]))
+            out = torch.stack([torch.mv(self._down[s], i) for s, i in zip(slots.tolist(), inner, strict=True)])
+        return (weights.to(out.dtype) @ out).to(x.dtype)
+
+
+def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool):
+    """The `run` largest-weighted of each token's K experts: index and weights [T, run], largest first.
+
+    With `over` None the weights follow the model's own rule (seams.md): as they are, or, where the router divides its
+    K weights by their sum, as it would divide fewer. Otherwise they are scaled by sum(K) / sum(the `over` largest).
+    """
+    ranked, order = weights.sort(dim=-1, descending=True, stable=True)
+    kept = ranked[..., :run]
+    if over is None and renormalises:
+        over = run
+    if over is not None:
+        kept = kept * (ranked.sum(-1, keepdim=True) / ranked[..., :over].sum(-1, keepdim=True))
+    return index.gather(-1, order[..., :run]), kept
+
+
+__all__ = ["OffloadedExperts", "SlotExperts", "best"]

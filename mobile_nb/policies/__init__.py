@@ -1,0 +1,37 @@
+"""The six questions, one file each; one idea is one frozen dataclass, and policies compose by holding one another.
+
+    count     how many experts run, and what are their weights divided by?
+    keep      does the little token stay?
+    prefetch  which experts to fetch before they are asked for?
+    miss      what to do about an expert that is not on the device?
+    evict     which resident leaves?
+    codec     in what form do experts travel?
+
+A policy is a pure decision on ids and scores: it sees no tensor, no stream and no clock. Whatever it raises reaches
+the user as one sentence that names it.
+"""
+
+from .codec import Full
+from .count import Fraction, TopK
+from .evict import LFU, LRU
+from .keep import Always, Entropy, Margin, MaxProbability, Never
+from .miss import Drop, Wait
+from .prefetch import EvictedRouter, NextGate, Nothing
+
+__all__ = [
+    "LFU",
+    "LRU",
+    "Always",
+    "Drop",
+    "Entropy",
+    "EvictedRouter",
+    "Fraction",
+    "Full",
+    "Margin",
+    "MaxProbability",
+    "Never",
+    "NextGate",
+    "Nothing",
+    "TopK",
+    "Wait",
+]

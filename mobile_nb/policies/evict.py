@@ -1,0 +1,48 @@
+"""Question 5: which resident leaves when a slot is needed? The lowest score does, the lowest slot on a tie.
+
+Scores are arrays over C configurations at once, so that one rule serves a live run (C = 1) and a sweep of a thousand.
+Experts that the layer is waiting for, and empty slots, are the scheduler's business: a policy only ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of one layer's slots. Shapes [C, S]."""
+
+    last_used: np.ndarray  # request count of the layer when the resident was last asked for or fetched
+    uses: np.ndarray  # how often the layer has asked for this expert since the start
+    fetched: np.ndarray  # request count when it came
+
+
+class Evict(Protocol):
+    """Ranks residents."""
+
+    def score(self, history: History) -> np.ndarray:
+        """[C, S]; the lowest leaves."""
+        ...
+
+
+@dataclass(frozen=True)
+class LRU:
+    """The one not asked for the longest leaves."""
+
+    def score(self, history: History) -> np.ndarray:
+        return history.last_used
+
+
+@dataclass(frozen=True)
+class LFU:
+    """The one asked for least often leaves; recency decides among equals."""
+
+    def score(self, history: History) -> np.ndarray:
+        return history.uses + history.last_used / (history.last_used.max() + 1.0)
+
+
+__all__ = ["LFU", "LRU", "Evict", "History"]

@@ -1,0 +1,1 @@
+"""The runtime: configuration, serving a layer, the decode loop, the engine."""

@@ -1,0 +1,92 @@
+"""One configuration = one answer to each of the six questions, and how much device memory there is for experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..hardware import Geometry
+from ..policies import LRU, Always, Full, Nothing, TopK, Wait
+from ..policies.count import Count
+from ..policies.evict import Evict
+from ..policies.keep import Keep
+from ..policies.miss import Miss
+from ..policies.prefetch import Prefetch
+from ..vocabulary import MobileError, number, whole
+
+QUESTIONS = {"count": "run", "keep": "keep", "prefetch": "wanted", "miss": "serve", "evict": "score", "codec": "lossless"}
+
+
+@dataclass(frozen=True)
+class MobileConfig:
+    """How a model is offloaded. The default is the plain offloading baseline: all K experts, LRU, on demand.
+
+    Attributes:
+        count, keep, prefetch, miss, evict, codec: see `mobile_nb.policies`.
+        slots: device slots of each MoE layer, at least 1; more than the layer has experts means all of them.
+        budget_gb: device memory for experts in GB (1e9 bytes), from which slots follow. Neither: what fits.
+
+    Raises:
+        TypeError, ValueError: a value that cannot be; the sentence says what was given and what is expected.
+    """
+
+    count: Count = field(default_factory=TopK)
+    keep: Keep = field(default_factory=Always)
+    prefetch: Prefetch = field(default_factory=Nothing)
+    miss: Miss = field(default_factory=Wait)
+    evict: Evict = field(default_factory=LRU)
+    codec: Full = field(default_factory=Full)
+    slots: int | None = None
+    budget_gb: float | None = None
+
+    def __post_init__(self):
+        for question, method in QUESTIONS.items():
+            answer = getattr(self, question)
+            if isinstance(answer, type) or not hasattr(answer, method):
+                raise TypeError(
+                    f"MobileConfig.{question} must be a policy with `{method}`, such as those in "
+                    f"mobile_nb.policies.{question}, got {answer!r}."
+                )
+        if self.slots is not None and self.budget_gb is not None:
+            raise ValueError("give slots or budget_gb, not both: one follows from the other.")
+        if self.slots is not None:
+            whole("slots", self.slots, hint="device slots of each MoE layer")
+        if self.budget_gb is not None:
+            number("budget_gb", self.budget_gb, low=0, hint="device memory for experts")
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether there is a little model to fall back from."""
+        return bool(getattr(self.count, "two_passes", False))
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the text is exactly that of the full model."""
+        return not self.two_passes and self.miss.lossless and self.codec.lossless
+
+
+def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb: float) -> tuple[int, str]:
+    """Slots per layer, and the sentence that says where the number comes from.
+
+    Args:
+        geometry: what the model weighs, or is timed as.   experts: E of the model.   free_gb: device memory for experts.
+
+    Raises:
+        MobileError: there is not even room for one slot a layer; the sentence names the smallest budget.
+    """
+    slot_gb = geometry.moe_layers * geometry.expert_bytes / 1e9
+    if config.slots is not None:
+        slots, why = config.slots, "as asked for"
+    else:
+        given = config.budget_gb is not None
+        budget = config.budget_gb if given else free_gb
+        slots = int(budget / slot_gb)
+        why = f"from a budget of {budget:.3g} GB" if given else f"what fits the {budget:.3g} GB left on the device"
+        if slots < 1:
+            raise MobileError(
+                f"{budget:.3g} GB cannot hold one expert slot in each of the {geometry.moe_layers} MoE layers of "
+                f"{geometry.name}; the smallest budget is {slot_gb:.3g} GB."
+            )
+    return min(slots, experts), f"{min(slots, experts)} of {experts} experts a layer, {why}"
+
+
+__all__ = ["MobileConfig", "choose_slots"]

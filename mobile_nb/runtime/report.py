@@ -1,0 +1,39 @@
+"""The engine's account of itself: one row a layer."""
+
+from __future__ import annotations
+
+from ..trace import Trace
+from .serve import Server
+
+
+def report(server: Server, trace: Trace):
+    """A pandas frame, one row a MoE layer, over everything since the model was offloaded.
+
+    Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, hit_rate,
+    prefetches, used, wasted (evicted unused), gb_moved. `.attrs` holds the conditions.
+    """
+    import pandas as pd
+
+    cache, counts = server.scheduler.cache, {name: c[0] for name, c in server.scheduler.counts.items()}
+    moved = counts["misses"] + counts["prefetches"]
+    frame = pd.DataFrame(
+        {
+            "layer": [layer.name for layer in server.layers],
+            "slots": int(cache.slots[0]),
+            "resident": [len(cache.residents(at)) for at in range(cache.layers)],
+            "requests": counts["requests"],
+            "hits": counts["hits"],
+            "late": counts["late"],
+            "misses": counts["misses"],
+            "hit_rate": counts["hits"] / counts["requests"].clip(1),
+            "prefetches": counts["prefetches"],
+            "used": counts["used"],
+            "wasted": counts["wasted"],
+            "gb_moved": moved * server.costs.expert_bytes / 1e9,
+        }
+    )
+    frame.attrs.update(trace.conditions)
+    return frame
+
+
+__all__ = ["report"]

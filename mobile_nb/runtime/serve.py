@@ -1,0 +1,214 @@
+"""Serves the MoE layers of one model: how many run, who is fetched, what is computed. The heart of the runtime.
+
+Called by the model itself, layer by layer, in place of its experts. Knows nothing about tokens, text or decoding.
+
+Legend: T tokens of the call · K experts routed to · k of them run · E experts · S slots · H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..hardware import Costs
+from ..memory.cache import Cache
+from ..memory.scheduler import Scheduler
+from ..memory.store import Arena, Slots
+from ..model.adapters import MoELayer
+from ..model.experts import OffloadedExperts, SlotExperts, best
+from ..vocabulary import PROMPT, MobileError
+from .config import MobileConfig
+
+
+@dataclass
+class View:
+    """What a prefetcher may know; see `mobile_nb.policies.prefetch.View`."""
+
+    layers: int
+    mode: str = PROMPT
+    evicted: list[list[int]] | None = None
+    hidden: torch.Tensor | None = None
+    found: list[MoELayer] = field(default_factory=list)
+
+    def gate(self, layer: int) -> list[int]:
+        """The experts that `layer`'s router gives on the hidden state of the layer at hand, best first."""
+        return self.found[layer].route(self.hidden)[0].tolist()
+
+
+class Server:
+    """Arenas, slots, scheduler and the current pass of one offloaded model.
+
+    Args:
+        layers: the model's MoE layers; `install` replaces their experts, `remove` puts them back.
+        config, slots: the policies, and slots per layer.
+        costs: seconds and bytes of each event.
+        device: where the slots are.
+        make_link: (mover) -> link.
+    """
+
+    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots: int, costs: Costs, device, make_link):
+        self.layers, self.config, self.costs = layers, config, costs
+        self.arenas: list[Arena] = []
+        self._slots: list[Slots] = []
+        self.link = make_link(self._move)
+        experts = layers[0].num_experts
+        self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
+        self.view = View(len(layers), found=layers)
+        self.mode: str | None = None  # None: the model was called outside a pass
+        self._device, self._compute = device, []
+        self._settled = [False] * len(layers)
+        self._routed: list[list] = [[] for _ in layers]
+
+    def install(self) -> None:
+        """Packs each layer's experts into an arena, makes its slots, and takes the experts' place."""
+        slots = self.scheduler.cache.expert_in.shape[2]
+        for at, layer in enumerate(self.layers):
+            self.arenas.append(Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda"))
+            self._slots.append(Slots(self.arenas[-1].layout, slots, self._device))
+            self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
+            layer.block.experts = OffloadedExperts(
+                lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
+            )
+
+    def remove(self) -> None:
+        """Gives the model back as it was; safe to call at any point of `install`, and twice."""
+        for layer in self.layers:
+            layer.block.experts = layer.experts
+        for arena in self.arenas:
+            arena.release()
+        self._slots.clear()
+        self._compute.clear()
+
+    # -- passes ----------------------------------------------------------------------------------------------------
+
+    def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
+        """Opens a forward pass: "prompt", "little" or "big", the last with the evicted token's routing if there was one."""
+        self.mode, self.view.mode, self.view.evicted = mode, mode, evicted
+        self._routed = [[] for _ in self.layers]
+        self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
+        self.scheduler.begin_pass()
+        self._prefetch(-1)
+
+    def end_pass(self) -> dict:
+        """Closes it. Returns routing [L, T, K] and counts [L] as `trace.Pass` wants them."""
+        tokens = sum(len(index) for index, _ in self._routed[0])
+        self.link.elapse(self.costs.head_s(tokens))
+        self.mode = None
+        ids = torch.stack([torch.cat([i for i, _ in calls]) for calls in self._routed])
+        weights = torch.stack([torch.cat([w for _, w in calls]) for calls in self._routed])
+        since = {name: self.scheduler.counts[name][0] - before for name, before in self._before.items()}
+        return {
+            "ids": ids.to("cpu", torch.int16).numpy(),
+            "weights": weights.to("cpu", torch.float32).numpy(),
+            "copies": self.scheduler.take_copies(),
+        } | {name: since[name] for name in ("requests", "hits", "late", "misses")}
+
+    # -- one layer -------------------------------------------------------------------------------------------------
+
+    def _serve(self, at: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """hidden [T, H], the router's index and weights [T, K] -> what the experts add [T, H]."""
+        layer, tokens = self.layers[at], len(hidden)
+        if self.mode is not None:
+            self._routed[at].append((index, weights))
+        run, over = ask(self.config.count, "run", self.mode or PROMPT, at, layer.top_k)
+        if run < layer.top_k or over is not None:
+            index, weights = best(index, weights, run, over, layer.renormalises)
+        self.link.elapse(self.costs.layer_s(tokens))
+        if self._settled[at] or self._settle(at):
+            return self._hit(at, hidden, index, weights)
+        if tokens == 1:
+            return self._one_token(at, hidden, index, weights)
+        return self._many_tokens(at, hidden, index, weights)
+
+    def _settle(self, at: int) -> bool:
+        self._settled[at] = self.scheduler.settled(at)
+        return self._settled[at]
+
+    def _hit(self, at: int, hidden, index, weights) -> torch.Tensor:
+        """Every expert is on the device for good: expert e lives in slot e, and nothing needs to be looked up."""
+        if len(hidden) == 1:
+            amount = index.shape[1]
+            seconds = amount * self.costs.expert_s()
+        else:
+            counts = torch.unique(index, return_counts=True)[1].tolist()
+            amount, seconds = len(counts), sum(self.costs.expert_s(n) for n in counts)
+        self.scheduler.all_hit(at, amount, seconds)
+        return self._compute[at](hidden, index, weights)
+
+    def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
+        ids = index[0].tolist()
+        if not self.config.miss.lossless and self.mode not in (None, PROMPT):
+            there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids]]
+            ids = ask(self.config.miss, "serve", ids, weights[0].tolist(), there)
+        columns: dict[int, list[int]] = {}  # expert -> positions it serves
+        for position, expert in enumerate(ids):
+            if expert is not None:
+                columns.setdefault(int(expert), []).append(position)
+        asked = np.array([list(columns)])
+        self.view.hidden = hidden
+        out, first = None, True
+        for wave in self.scheduler.request(at, asked, np.full(asked.shape, self.costs.expert_s())):
+            if first:
+                self._prefetch(at)
+                first = False
+            pairs = [(slot, position) for expert, slot in wave for position in columns[expert]]
+            slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
+            if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
+                part = self._compute[at](hidden, slots, weights)
+            else:
+                part = self._compute[at](hidden, slots, weights[:, [position for _, position in pairs]])
+            out = part if out is None else out + part
+        return torch.zeros_like(hidden) if out is None else out
+
+    def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
+        """A prompt: every expert that any token asks for, the most wanted first."""
+        experts, amounts = (part.tolist() for part in torch.unique(index, return_counts=True))
+        order = sorted(range(len(experts)), key=lambda i: -amounts[i])
+        asked = np.array([[experts[i] for i in order]])
+        seconds = np.array([[self.costs.expert_s(amounts[i]) for i in order]])
+        out = torch.zeros_like(hidden)
+        slot_of = torch.full((self.layers[at].num_experts,), -1, dtype=index.dtype, device=index.device)
+        for wave in self.scheduler.request(at, asked, seconds):
+            slot_of.fill_(-1)
+            ids, slots = (torch.tensor(part, device=index.device) for part in zip(*wave, strict=True))
+            slot_of[ids] = slots.to(slot_of.dtype)
+            if len(wave) == len(order):
+                return self._compute[at](hidden, slot_of[index], weights)
+            slot = slot_of[index]  # [T, K], -1 for experts of other waves
+            token, position = torch.nonzero(slot >= 0, as_tuple=True)
+            pairs = slot[token, position][:, None], weights[token, position][:, None]
+            out.index_add_(0, token, self._compute[at](hidden[token], *pairs))
+        return out
+
+    # -- the rest --------------------------------------------------------------------------------------------------
+
+    def _prefetch(self, at: int) -> None:
+        if self.mode not in (None, PROMPT) and not all(self._settled):
+            wanted = ask(self.config.prefetch, "wanted", at, self.view)
+            if wanted:
+                self.scheduler.want(wanted)
+
+    def _move(self, at: int, expert: int, slot: int) -> None:
+        """The copy itself: one block."""
+        self._slots[at].blocks[slot].copy_(self.arenas[at].blocks[expert], non_blocking=True)
+
+
+def ask(policy, question: str, *facts):
+    """Asks a policy, and tells in one sentence which one failed if it does."""
+    try:
+        return getattr(policy, question)(*facts)
+    except MobileError:
+        raise
+    except Exception as problem:
+        raise MobileError(f"the policy {policy!r} failed in `{question}`: {type(problem).__name__}: {problem}") from problem
+
+
+def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
+    """A token's routing [L, 1, K] as lists of expert ids a layer, largest weight first."""
+    order = np.argsort(-weights[:, 0], axis=1, kind="stable")
+    return np.take_along_axis(ids[:, 0], order, axis=1).tolist()
+
+
+__all__ = ["Server", "View", "ask", "best_first"]

@@ -1,0 +1,57 @@
+"""The literature as a table: each published system is one choice for each of the six questions.
+
+    system        count          keep             prefetch         miss   evict   exact?
+    big           K              -                -                wait   LRU     yes
+    on_demand     K              -                -                wait   LRU     yes
+    next_gate     K              -                next gate        wait   LRU     yes
+    little        K/2            always           -                wait   LRU     no
+    mobile        K/2 or K       p(best) ≥ γ      evicted router   wait   LRU     no
+
+Every function takes `slots=` or `budget_gb=` (and any other field of `MobileConfig`) beside its own parameters.
+"""
+
+from __future__ import annotations
+
+from .policies import Always, EvictedRouter, Fraction, MaxProbability, NextGate, TopK
+from .runtime.config import MobileConfig
+
+
+def mobile(gamma: float = 0.7, *, fraction: float = 0.5, ahead: int | None = None, **fields) -> MobileConfig:
+    """MoBiLE (arXiv 2510.12357): the little model writes, and below gamma the big one writes again, prefetched by the
+    evicted token's router.
+
+    Args:
+        gamma: the token stays when its largest probability is at least this (0.7 in the paper). 0 never falls
+            back, above 1 always does.
+        fraction: share of the router's K experts in the little model.
+        ahead: layers that the prefetch may be ahead; None for all (see `EvictedRouter`).
+    """
+    chosen = {"count": Fraction(fraction), "keep": MaxProbability(gamma), "prefetch": EvictedRouter(ahead)}
+    return MobileConfig(**(chosen | fields))
+
+
+def big(**fields) -> MobileConfig:
+    """The full model, all K experts on every token: exact."""
+    return MobileConfig(**({"count": TopK()} | fields))
+
+
+def on_demand(**fields) -> MobileConfig:
+    """The offloading baseline that speed-ups are quoted against: the full model, fetched on demand, LRU per layer."""
+    return big(**fields)
+
+
+def next_gate(ahead: int = 1, *, experts: int | None = None, **fields) -> MobileConfig:
+    """mixtral-offloading (arXiv 2312.17238): exact; prefetches what the next layer's router says of this layer's input.
+
+    Args:
+        ahead: layers to look ahead.   experts: how many of that router's best; None for all K (the paper: 1 to 2 of 2).
+    """
+    return MobileConfig(**({"prefetch": NextGate(ahead, experts)} | fields))
+
+
+def little(fraction: float = 0.5, **fields) -> MobileConfig:
+    """The little model alone, on the prompt too: what a smaller top_k gives."""
+    return MobileConfig(**({"count": Fraction(fraction, prompt=fraction), "keep": Always()} | fields))
+
+
+__all__ = ["big", "little", "mobile", "next_gate", "on_demand"]

@@ -1,0 +1,217 @@
+"""What happened, append-only: each pass with its routing and each copy with its times. Knows no torch.
+
+Written as Parquet, one row a pass; loads back equal. Legend: T tokens · K experts routed to · L MoE layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .files import written_whole
+from .vocabulary import MobileError
+
+VERSION = 1
+COPY_COLUMNS = {"kind": "string", "layer": "int16", "expert": "int16", "slot": "int16", "evicted": "int16"}
+
+
+@dataclass(slots=True)
+class Copy:
+    """One expert over the link. Times in seconds of the clock; `kind` is "demand" or "prefetch"; evicted -1: nobody."""
+
+    kind: str
+    layer: int
+    expert: int
+    slot: int
+    evicted: int
+    begin: float
+    end: float
+
+
+@dataclass(slots=True)
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        request, step: which generation, and which of its tokens (0 is written by the prompt pass).
+        mode: "prompt", "little" or "big".   token_id: what it wrote, -1 where its token was evicted.
+        confidence: largest softmax probability of its logits.   gamma: threshold in force, NaN for none.
+        begin, end: seconds of the clock.
+        ids, weights: the router's K experts [L, T, K] and their weights, as the router gave them.
+        requests, hits, late, misses: expert requests of each layer [L].   copies: started since the pass before.
+    """
+
+    request: int
+    step: int
+    mode: str
+    token_id: int
+    confidence: float
+    gamma: float
+    begin: float
+    end: float
+    ids: np.ndarray
+    weights: np.ndarray
+    requests: np.ndarray
+    hits: np.ndarray
+    late: np.ndarray
+    misses: np.ndarray
+    copies: list[Copy] = field(default_factory=list)
+
+    def __eq__(self, other) -> bool:
+        def same(a, b):
+            if isinstance(a, np.ndarray):
+                return np.array_equal(a, b)
+            return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+        return isinstance(other, Pass) and all(same(getattr(self, f), getattr(other, f)) for f in self.__slots__)
+
+
+@dataclass
+class Trace:
+    """The record of an engine: `passes`, and the `conditions` under which they were made.
+
+    Attributes:
+        conditions: JSON-like: model, hardware, geometry, whether times are measured, slots, expert_bytes, system …
+        passes: in order of time.
+    """
+
+    conditions: dict
+    passes: list[Pass] = field(default_factory=list)
+
+    def to_frame(self, rows: str = "steps"):
+        """A tidy pandas frame.
+
+        Args:
+            rows: "steps" (a row a token), "passes" (a row a forward pass), "copies" (a row a transfer) or
+                "routing" (a row for each pass, layer, token and rank: expert and weight).
+        """
+        import pandas as pd
+
+        makers = {"steps": self._steps, "passes": self._passes, "copies": self._copies, "routing": self._routing}
+        if rows not in makers:
+            raise ValueError(f"rows must be one of {', '.join(makers)}, got {rows!r}.")
+        frame = pd.DataFrame(makers[rows]())
+        frame.attrs.update(self.conditions)
+        return frame
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the trace as one Parquet file, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        p = self.passes
+        times = pa.list_(pa.float64())
+        columns = {
+            "request": pa.array([x.request for x in p], pa.int32()),
+            "step": pa.array([x.step for x in p], pa.int32()),
+            "mode": pa.array([x.mode for x in p], pa.string()),
+            "token_id": pa.array([x.token_id for x in p], pa.int32()),
+            "confidence": pa.array([x.confidence for x in p], pa.float64()),
+            "gamma": pa.array([x.gamma for x in p], pa.float64()),
+            "begin": pa.array([x.begin for x in p], pa.float64()),
+            "end": pa.array([x.end for x in p], pa.float64()),
+            "shape": pa.array([list(x.ids.shape) for x in p], pa.list_(pa.int32())),
+            "ids": pa.array([x.ids.ravel() for x in p], pa.list_(pa.int16())),
+            "weights": pa.array([x.weights.ravel() for x in p], pa.list_(pa.float32())),
+        }
+        for name in ("requests", "hits", "late", "misses"):
+            columns[name] = pa.array([getattr(x, name) for x in p], pa.list_(pa.int32()))
+        for name, kind in COPY_COLUMNS.items():
+            kind = pa.list_(pa.type_for_alias(kind))
+            columns[f"copy_{name}"] = pa.array([[getattr(c, name) for c in x.copies] for x in p], kind)
+        columns["copy_begin"] = pa.array([[c.begin for c in x.copies] for x in p], times)
+        columns["copy_end"] = pa.array([[c.end for c in x.copies] for x in p], times)
+        about = {"mobile_nb_trace": VERSION, "conditions": self.conditions}
+        table = pa.table(columns).replace_schema_metadata({"mobile_nb": json.dumps(about)})
+        with written_whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Trace:
+        """Reads what `save` wrote.
+
+        Raises:
+            MobileError: no such file, not a trace, truncated, or of a newer version.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not path.is_file():
+            raise MobileError(f"there is no trace at {path}.")
+        try:
+            table = pq.read_table(path)
+            about = json.loads((table.schema.metadata or {})[b"mobile_nb"])
+            version = about["mobile_nb_trace"]
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as problem:
+            raise MobileError(f"{path} is not a whole mobile_nb trace ({type(problem).__name__}); write one with Trace.save.") from problem
+        if version > VERSION:
+            raise MobileError(f"{path} is a trace of version {version}, and this mobile_nb reads up to {VERSION}; update it.")
+        return Trace(about["conditions"], [_pass(row) for row in table.to_pylist()])
+
+    def _passes(self) -> list[dict]:
+        plain = ("request", "step", "mode", "token_id", "confidence", "gamma", "begin", "end")
+        size = self.conditions.get("expert_bytes", 0)
+        return [
+            {name: getattr(p, name) for name in plain}
+            | {"tokens": p.ids.shape[1], "seconds": p.end - p.begin, "bytes_moved": len(p.copies) * size}
+            | {name: int(getattr(p, name).sum()) for name in ("requests", "hits", "late", "misses")}
+            for p in self.passes
+        ]
+
+    def _steps(self) -> list[dict]:
+        steps: list[dict] = []
+        for row in self._passes():
+            last = steps[-1] if steps else None
+            if last and last["token_id"] < 0 and (last["request"], last["step"]) == (row["request"], row["step"]):
+                added = {n: last[n] + row[n] for n in ("seconds", "bytes_moved", "requests", "hits", "late", "misses")}
+                judged = {"confidence": last["confidence"], "begin": last["begin"], "fell_back": True}
+                steps[-1] = row | added | judged
+            else:
+                steps.append(row | {"fell_back": False})
+        for row in steps:
+            row["wrote"] = "little" if row.pop("mode") == "little" else "big"
+        return [row for row in steps if row["token_id"] >= 0]
+
+    def _copies(self) -> list[dict]:
+        return [
+            {"request": p.request, "step": p.step, "mode": p.mode} | {name: getattr(c, name) for name in c.__slots__}
+            for p in self.passes
+            for c in p.copies
+        ]
+
+    def _routing(self) -> dict[str, np.ndarray]:
+        if not self.passes:
+            return {}
+        shapes = [p.ids.shape for p in self.passes]
+        which = np.repeat(np.arange(len(shapes)), [math.prod(s) for s in shapes])
+        grids = [np.indices(s).reshape(3, -1) for s in shapes]
+        layer, token, rank = np.concatenate(grids, axis=1)
+        return {
+            "pass": which,
+            "mode": np.array([p.mode for p in self.passes])[which],
+            "layer": layer,
+            "token": token,
+            "rank": rank,
+            "expert": np.concatenate([p.ids.ravel() for p in self.passes]),
+            "weight": np.concatenate([p.weights.ravel() for p in self.passes]),
+        }
+
+
+def _pass(row: dict) -> Pass:
+    shape = tuple(row.pop("shape"))
+    names = [*COPY_COLUMNS, "begin", "end"]
+    copies = [Copy(**dict(zip(names, c, strict=True))) for c in zip(*(row.pop(f"copy_{n}") for n in names), strict=True)]
+    row["ids"] = np.array(row["ids"], dtype=np.int16).reshape(shape)
+    row["weights"] = np.array(row["weights"], dtype=np.float32).reshape(shape)
+    for name in ("requests", "hits", "late", "misses"):
+        row[name] = np.array(row[name], dtype=np.int64)
+    return Pass(**row, copies=copies)
+
+
+__all__ = ["Copy", "Pass", "Trace"]
