@@ -17,7 +17,8 @@ class Cache:
 
     Args:
         layers, experts: L and E.
-        slots: slots per layer of each configuration, int array [C].
+        slots: slots per layer of each configuration, int array [C]. A configuration with a slot for every expert starts
+            full: the device is filled before the first token.
         evict: who leaves.
     """
 
@@ -33,6 +34,8 @@ class Cache:
         self.pledged = np.zeros((count, layers, most), dtype=bool)  # prefetched for this pass, not asked for yet
         self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
         self.tick = np.zeros(layers)
+        for row in np.flatnonzero(self.slots >= experts):  # room for everybody: nothing is offloaded, expert e in slot e
+            self.expert_in[row, :, :experts] = self.slot_of[row] = np.arange(experts)
         self._unusable = np.arange(most)[None] >= self.slots[:, None]  # [C, S]
 
     def find(self, layer: int, ids: np.ndarray) -> np.ndarray:
@@ -48,11 +51,11 @@ class Cache:
         """True when every expert of the layer is resident in every configuration."""
         return bool((self.slot_of[:, layer] >= 0).all())
 
-    def victim(self, rows: np.ndarray, layer: int, experts: np.ndarray, barred: np.ndarray) -> np.ndarray:
-        """The slot that each row would give to its expert: [R], -1 where every slot is barred.
+    def victim(self, rows: np.ndarray, layer: int, barred: np.ndarray) -> np.ndarray:
+        """The slot that each row would give away next: [R], -1 where every slot is barred.
 
         Args:
-            rows: configurations [R].   experts: ids that want a slot [R].   barred: slots not to be taken [R, S].
+            rows: configurations [R].   barred: slots not to be taken [R, S].
         """
         expert_in = self.expert_in[rows, layer]  # [R, S]
         history = History(
@@ -70,11 +73,7 @@ class Cache:
         score[expert_in < 0] = -np.inf
         barred = barred | self._unusable[rows]
         score[barred] = np.inf
-        slot = score.argmin(axis=1)
-        if self.experts <= self._unusable.shape[1]:  # room for everybody: expert e lives in slot e
-            home = (self.slots[rows] >= self.experts) & ~np.take_along_axis(barred, experts[:, None], axis=1)[:, 0]
-            slot = np.where(home, experts, slot)
-        return np.where(barred.all(axis=1), -1, slot)
+        return np.where(barred.all(axis=1), -1, score.argmin(axis=1))
 
     def put(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool) -> np.ndarray:
         """Seats experts [R] in slots [R]. Returns who left [R], -1 for nobody. Evicting copies nothing back."""

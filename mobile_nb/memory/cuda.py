@@ -84,6 +84,9 @@ class CudaLink:
     def begin_layer(self) -> None:
         self._compute_stream = torch.cuda.current_stream(self.copy_stream.device)
 
+    def compute_landed(self, layer: int, slots, seconds, landed) -> None:
+        """Nothing to wait for."""
+
     def compute(self, rows, layer: int, slots, seconds) -> None:
         arrived = self._arrived[layer][int(slots[0])]
         if arrived is not None and self.ready[0, layer, int(slots[0])]:

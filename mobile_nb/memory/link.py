@@ -65,6 +65,13 @@ class SimulatedLink:
         """The compute unit can start on a layer now, not earlier."""
         np.maximum(self.busy, self.clock.now, out=self.busy)
 
+    def compute_landed(self, layer: int, slots: np.ndarray, seconds: np.ndarray, landed: np.ndarray) -> None:
+        """Computes, one after the other, the experts that are there already: `landed` [C, k] of slots [C, k]."""
+        done = self.busy[:, None] + np.cumsum(np.where(landed, seconds, 0.0), axis=1)
+        row, col = np.nonzero(landed)
+        self.released[row, layer, slots[row, col]] = done[row, col]
+        self.busy = done[:, -1] if done.shape[1] else self.busy
+
     def compute(self, rows, layer: int, slots, seconds) -> None:
         """Computes one expert in each row as soon as it is there and the compute unit is free; seconds [R]."""
         done = np.maximum(self.busy[rows], self.ready[rows, layer, slots]) + seconds

@@ -112,8 +112,10 @@ class Scheduler:
         row, col = np.nonzero(resident)
         first = cache.touch(row, layer, ids[row, col], slot[row, col])
         np.add.at(counts["used"][:, layer], row, first)
-        waiting = resident.copy()  # on the device or under way, and not computed yet
-        barred = np.zeros((len(self._all), cache.expert_in.shape[2]), dtype=bool)  # slots of those
+        link.compute_landed(layer, slot, seconds, landed)
+        hand = [(int(ids[0, j]), int(slot[0, j])) for j in np.flatnonzero(landed[0])]  # configuration 0, to be computed
+        waiting = resident & ~landed  # under way, and not computed yet
+        barred = np.zeros((len(self._all), cache.expert_in.shape[2]), dtype=bool)  # slots of all these
         barred[row, slot[row, col]] = True
 
         for j in range(ids.shape[1]):
@@ -122,7 +124,7 @@ class Scheduler:
                 continue
             short = rows[(barred[rows] | cache._unusable[rows]).all(axis=1)]
             if short.size:
-                yield from self._compute(short, layer, ids, slot, ready, seconds, waiting)
+                yield from self._compute(short, layer, ids, slot, ready, seconds, waiting, hand)
                 barred[short] = False
             experts = ids[rows, j]
             _, slots = self._copy(rows, layer, experts, barred[rows], link.clock.now, demand=True)
@@ -130,7 +132,7 @@ class Scheduler:
             ready[rows, j] = link.ready[rows, layer, slots]
             waiting[rows, j] = barred[rows, slots] = True
             cache.touch(rows, layer, experts, slots)
-        yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting)
+        yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting, hand)
         link.end_layer()
 
     def settled(self, layer: int) -> bool:
@@ -152,7 +154,7 @@ class Scheduler:
         """Gives each row's expert a slot that is not barred [R, S], and starts its copy. Returns rows and slots taken."""
         if not rows.size:
             return rows, rows
-        slots = self.cache.victim(rows, layer, experts, barred)
+        slots = self.cache.victim(rows, layer, barred)
         room = slots >= 0
         rows, experts, slots = rows[room], experts[room], slots[room]
         if not rows.size:
@@ -166,27 +168,33 @@ class Scheduler:
             self._copies.append(Copy(kind, layer, int(experts[0]), int(slots[0]), int(left[0]), begin[0], end[0]))
         return rows, slots
 
-    def _compute(self, rows, layer, ids, slot, ready, seconds, waiting) -> Iterator[list[tuple[int, int]]]:
-        """Computes what waits in `rows`, in the order in which it is there; yields configuration 0's part."""
+    def _compute(self, rows, layer, ids, slot, ready, seconds, waiting, hand) -> Iterator[list[tuple[int, int]]]:
+        """Computes what waits in `rows`, in the order in which it arrives; yields configuration 0's part, with `hand`.
+
+        A simulated copy is there at once, so all is one wave; a real one is waited for, so each arrival is its own.
+        """
+        ours = rows[0] == 0
+        if ours and hand and self.link.asynchronous:
+            yield from self._give(layer, hand)
         pending = np.where(waiting[rows], ready[rows], np.inf)  # [R, k]
-        order = pending.argsort(axis=1, kind="stable")
         amount = waiting[rows].sum(axis=1)
-        wave: list[tuple[int, int]] = []
-        landed = 0.0 if self.link.asynchronous else np.inf  # simulated copies are there at once: one wave
+        order = pending.argsort(axis=1, kind="stable") if amount.any() else pending
         for i in range(int(amount.max(initial=0))):
             r = rows[amount > i]
             j = order[amount > i, i]
-            if self.link.asynchronous and wave and ready[0, j[0]] > landed:
-                yield wave
-                self.link.computed(layer, wave)
-                wave, landed = [], ready[0, j[0]]
             self.link.compute(r, layer, slot[r, j], seconds[r, j])
             if r[0] == 0:
-                wave.append((int(ids[0, j[0]]), int(slot[0, j[0]])))
+                hand.append((int(ids[0, j[0]]), int(slot[0, j[0]])))
+                if self.link.asynchronous:
+                    yield from self._give(layer, hand)
         waiting[rows] = False
-        if wave:
-            yield wave
-            self.link.computed(layer, wave)
+        if ours and hand:
+            yield from self._give(layer, hand)
+
+    def _give(self, layer: int, hand: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        yield list(hand)
+        self.link.computed(layer, hand)
+        hand.clear()
 
 
 __all__ = ["COUNTERS", "Scheduler"]

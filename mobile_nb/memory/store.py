@@ -92,11 +92,17 @@ class Arena:
 
 
 class Slots:
-    """Device memory for `count` experts of one layer: blocks [S, numel] and their parameters as views."""
+    """Device memory for `count` experts of one layer: blocks [S, numel] and their parameters as views.
 
-    def __init__(self, layout: Layout, count: int, device: torch.device):
-        self.blocks = torch.zeros(count, layout.numel, dtype=layout.dtype, device=device)
-        self.views = layout.views(self.blocks)
+    With a slot for every expert the slots are filled at once; on a CPU they are then the arena itself, and cost nothing.
+    """
+
+    def __init__(self, arena: Arena, count: int, device: torch.device):
+        if count == len(arena.blocks):
+            self.blocks = arena.blocks.to(device)
+        else:
+            self.blocks = torch.zeros(count, arena.layout.numel, dtype=arena.layout.dtype, device=device)
+        self.views = arena.layout.views(self.blocks)
 
 
 __all__ = ["Arena", "Layout", "Slots"]

@@ -54,23 +54,26 @@ class SlotExperts:
         )
         self._short = common and slots.blocks.device.type == "cpu"
         self._gather = slots.blocks[0].nbytes <= GATHER_LIMIT
-        if common:
-            self._gate_up, self._down = slots.views["gate_up_proj"], slots.views["down_proj"]  # [S, 2I, H], [S, H, I]
+        if self._short:
+            self._gate_up = slots.views["gate_up_proj"].unbind(0)  # S of [2I, H]
+            self._down = slots.views["down_proj"].unbind(0)  # S of [H, I]
 
     def __call__(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden [T, H], slot numbers [T, K], weights [T, K] -> weighted sum of the experts' outputs [T, H]."""
         if self._short and len(hidden) == 1:
-            return self._one(hidden[0], slots[0], weights)
+            return self._one(hidden[0], slots[0].tolist(), weights)
         return self._twin(hidden, slots, weights)
 
-    def _one(self, x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _one(self, x: torch.Tensor, slots: list[int], weights: torch.Tensor) -> torch.Tensor:
+        """x [H], K slot numbers, weights [1, K] -> [1, H]: small experts side by side as one matrix, large ones in turn."""
+        up, down = [self._gate_up[s] for s in slots], [self._down[s] for s in slots]
         if self._gather:
-            inner = self._twin._apply_gate(self._gate_up.index_select(0, slots) @ x)  # [K, I]
-            out = torch.bmm(self._down.index_select(0, slots), inner.unsqueeze(-1)).squeeze(-1)  # [K, H]
-        else:
-            inner = self._twin._apply_gate(torch.stack([torch.mv(self._gate_up[s], x) for s in slots.tolist()]))
-            out = torch.stack([torch.mv(self._down[s], i) for s, i in zip(slots.tolist(), inner, strict=True)])
-        return (weights.to(out.dtype) @ out).to(x.dtype)
+            inner = self._twin._apply_gate(torch.mv(torch.cat(up), x).view(len(slots), -1))  # [K, I]
+            scaled = (inner * weights.t().to(inner.dtype)).reshape(-1)
+            return torch.mv(torch.cat(down, dim=1), scaled)[None]
+        inner = self._twin._apply_gate(torch.stack([torch.mv(matrix, x) for matrix in up]))
+        out = torch.stack([torch.mv(matrix, row) for matrix, row in zip(down, inner, strict=True)])  # [K, H]
+        return weights.to(out.dtype) @ out
 
 
 def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool):

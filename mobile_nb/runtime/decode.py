@@ -16,7 +16,7 @@ from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .serve import Server, ask, best_first
 
-_LEAN = {"input_ids", "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds"}
+_LEAN = {"input_ids", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
 
 
 class Evidence:
@@ -72,11 +72,13 @@ class Decoder:
 
     @torch.no_grad()
     def _write(self, model, input_ids, processor, stop, config, streamer, model_kwargs) -> Iterator[Written]:
-        prefill = self._pass(PROMPT, lambda: model._prefill(input_ids, config, model_kwargs, is_first_iteration=True), 0)
-        outputs, done = prefill
-        evidence, passes, mode, gamma = self._judge(outputs, 0), [done], BIG, None
+        def prefill():
+            return model._prefill(input_ids, config, model_kwargs, is_first_iteration=True)
+
+        outputs, done = self._pass(PROMPT, prefill, 0)
+        evidence, passes, mode, gamma = self._judge(outputs, 0, done), [done], BIG, None
         self._prepare_rollback(outputs)
-        step = 0
+        step, lean = 0, False
         while True:
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
             scores = processor(input_ids, logits)
@@ -89,7 +91,6 @@ class Decoder:
                 self.record(evicted)
             passes[-1].token_id = token_id
             self.record(passes[-1])
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
             if streamer is not None:
                 streamer.put(token.cpu())
@@ -98,7 +99,12 @@ class Decoder:
             if last:
                 break
             step += 1
-            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            if lean:  # what the model needs next differs from last time in one id and one position
+                inputs |= {"input_ids": token[:, None], "position_ids": inputs["position_ids"] + 1}
+            else:
+                model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+                lean = set(inputs) == _LEAN and inputs["past_key_values"] is outputs.past_key_values
             outputs, passes, mode, evidence, gamma = self._token(model, inputs, step)
         if streamer is not None:
             streamer.end()
@@ -134,15 +140,14 @@ class Decoder:
         done = Pass(self.request, step, mode, -1, math.nan, math.nan, begin, clock.read(), **facts)
         return outputs, done
 
-    def _judge(self, outputs, step: int, done: Pass | None = None) -> Evidence:
+    def _judge(self, outputs, step: int, done: Pass) -> Evidence:
         evidence = Evidence(outputs.logits[0, -1])
         if math.isnan(evidence.max_probability):
             raise MobileError(
                 f"the model's logits hold NaN at new token {step}: its weights are damaged, or {outputs.logits.dtype} "
                 "overflows; try dtype=torch.float32."
             )
-        if done is not None:
-            done.confidence = evidence.max_probability
+        done.confidence = evidence.max_probability
         return evidence
 
     def _prepare_rollback(self, outputs) -> None:

@@ -66,7 +66,7 @@ class Server:
         slots = self.scheduler.cache.expert_in.shape[2]
         for at, layer in enumerate(self.layers):
             self.arenas.append(Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda"))
-            self._slots.append(Slots(self.arenas[-1].layout, slots, self._device))
+            self._slots.append(Slots(self.arenas[-1], slots, self._device))
             self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
