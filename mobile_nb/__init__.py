@@ -26,9 +26,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": ".model.load",
-    "offload": ".runtime.engine",
+    "offload": ".runtime.offload",
     "Engine": ".runtime.engine",
-    "Generation": ".runtime.engine",
+    "Generation": ".runtime.generation",
     "MobileConfig": ".runtime.config",
     "Hardware": ".hardware",
     "Geometry": ".hardware",
@@ -43,7 +43,7 @@ _ROOMS = {
     "metrics": ".analysis.metrics",
 }
 
-__all__ = [*_HOMES, *_ROOMS]  # noqa: PLE0604
+__all__ = [*_HOMES, *_ROOMS]
 
 
 def __getattr__(name: str):

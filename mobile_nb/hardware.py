@@ -1,6 +1,6 @@
-"""What a machine can do and what a model weighs, and from both what each event costs in seconds.
+"""What a machine can do, and what a model weighs.
 
-Knows nothing about caches, policies or tensors. Presets are published figures, with the link at the share of its
+Knows nothing about caches, policies or models. Presets are published figures, with the link at the share of its
 nominal rate that copies from page-locked memory usually reach (about 80 %); `Hardware.measure()` reads your own.
 """
 
@@ -57,16 +57,20 @@ class Hardware:
         Raises:
             MobileError: this machine has no CUDA device.
         """
-        from .memory.measure import measure
+        import torch
 
-        return measure(device)
+        if not torch.cuda.is_available():
+            raise MobileError(
+                "this machine has no CUDA device to measure; simulate one, such as Hardware.preset('rtx4080-pcie4')."
+            )
+        return _measure(torch.device(device or "cuda"))
 
 
 def _card(name: str, link: float, memory: float, tflops: float, gb: float) -> Hardware:
     return Hardware(name, link_gb_per_s=link, memory_gb_per_s=memory, tflops=tflops, device_gb=gb)
 
 
-# Link: PCIe 3 x16 12, PCIe 4 x8 12.5, PCIe 4 x16 25, PCIe 5 x16 50 GB/s. Memory and dense half-precision rates: vendors.
+# Link: PCIe 3 x16 12, PCIe 4 x8 12.5, PCIe 4 x16 25, PCIe 5 x16 50 GB/s. Memory, dense half-precision rates: vendors.
 PRESETS = {
     card.name: card
     for card in (
@@ -80,6 +84,47 @@ PRESETS = {
 }
 
 
+def _measure(where) -> Hardware:
+    """Reads a CUDA device (torch.device); every rate is the best of five after a warm-up."""
+    import torch
+
+    host = torch.empty(256 << 20, dtype=torch.uint8).pin_memory()
+    card = torch.empty_like(host, device=where)
+    small_host, small_card = host[:4096], card[:4096]
+    a = torch.randn(8192, 8192, dtype=torch.float16, device=where)
+    link = _seconds(lambda: card.copy_(host, non_blocking=True))
+    latency = _seconds(lambda: small_card.copy_(small_host, non_blocking=True), repeat=100)
+    memory = _seconds(lambda: card.add_(1))
+    compute = _seconds(lambda: a @ a)
+    launch = _seconds(lambda: small_card.add_(1), repeat=100)
+    properties = torch.cuda.get_device_properties(where)
+    return Hardware(
+        name=properties.name,
+        link_gb_per_s=host.numel() / link / 1e9,
+        memory_gb_per_s=2 * card.numel() / memory / 1e9,
+        tflops=2 * 8192**3 / compute / 1e12,
+        device_gb=properties.total_memory / 1e9,
+        link_latency_s=latency,
+        launch_s=launch,
+        measured=True,
+    )
+
+
+def _seconds(work, repeat: int = 5) -> float:
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    best = float("inf")
+    for _ in range(6):  # the first one warms up
+        begin.record()
+        for _ in range(repeat):
+            work()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3 / repeat)
+    return best
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What a model weighs: parameters by part, as one token reads them.
@@ -87,7 +132,8 @@ class Geometry:
     Attributes:
         moe_layers, dense_layers: decoder layers with and without routed experts.
         num_experts, top_k: E and K of each MoE layer.
-        expert_params: weights of one routed expert.    layer_params: attention, router and shared experts of a MoE layer.
+        expert_params: weights of one routed expert.
+        layer_params: attention, router and shared experts of a MoE layer.
         dense_layer_params: a whole dense layer.        head_params: final norm and output matrix.
         bytes_per_weight: 2 for half precision.
     """
@@ -159,49 +205,4 @@ def _from_config(name: str, c: dict) -> Geometry:
     )
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of each event for a model of `layers` MoE layers that is timed as `geometry` on `hardware`.
-
-    Where the geometry has more MoE layers than the model that routes (16 against 4, say), each layer stands for
-    `stretch` of the real ones: its bytes and seconds are multiplied, so totals a token are the real model's.
-    Compute = the larger of bytes/memory rate and operations/compute rate, plus a launch (design.md, section 7).
-    """
-
-    hardware: Hardware
-    geometry: Geometry
-    layers: int
-
-    @property
-    def stretch(self) -> float:
-        return self.geometry.moe_layers / self.layers
-
-    @property
-    def expert_bytes(self) -> int:
-        """Bytes that one fetch moves, of all the layers that it stands for."""
-        return round(self.geometry.expert_bytes * self.stretch)
-
-    @property
-    def fetch_s(self) -> float:
-        return self.stretch * self.hardware.link_latency_s + self.expert_bytes / (self.hardware.link_gb_per_s * 1e9)
-
-    def expert_s(self, tokens: int = 1) -> float:
-        """One expert on `tokens` tokens: three matrix products, so three launches."""
-        return self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
-
-    def layer_s(self, tokens: int = 1) -> float:
-        """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""
-        return self.stretch * self._compute_s(self.geometry.layer_params, tokens, launches=12)
-
-    def head_s(self, tokens: int = 1) -> float:
-        """Once a pass: dense layers, and the output matrix for the last token."""
-        dense = sum(self._compute_s(self.geometry.dense_layer_params, tokens, 12) for _ in range(self.geometry.dense_layers))
-        return dense + self._compute_s(self.geometry.head_params, 1, launches=3)
-
-    def _compute_s(self, weights: int, tokens: int, launches: int) -> float:
-        read = weights * self.geometry.bytes_per_weight / (self.hardware.memory_gb_per_s * 1e9)
-        multiply = 2 * weights * tokens / (self.hardware.tflops * 1e12)
-        return max(read, multiply) + launches * self.hardware.launch_s
-
-
-__all__ = ["PRESETS", "Costs", "Geometry", "Hardware"]
+__all__ = ["PRESETS", "Geometry", "Hardware"]

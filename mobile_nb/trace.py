@@ -149,9 +149,13 @@ class Trace:
             about = json.loads((table.schema.metadata or {})[b"mobile_nb"])
             version = about["mobile_nb_trace"]
         except (pa.ArrowInvalid, OSError, KeyError, ValueError) as problem:
-            raise MobileError(f"{path} is not a whole mobile_nb trace ({type(problem).__name__}); write one with Trace.save.") from problem
+            raise MobileError(
+                f"{path} is not a whole mobile_nb trace ({type(problem).__name__}); write one with Trace.save."
+            ) from problem
         if version > VERSION:
-            raise MobileError(f"{path} is a trace of version {version}, and this mobile_nb reads up to {VERSION}; update it.")
+            raise MobileError(
+                f"{path} is a trace of version {version}, and this mobile_nb reads up to {VERSION}; update it."
+            )
         return Trace(about["conditions"], [_pass(row) for row in table.to_pylist()])
 
     def _passes(self) -> list[dict]:
@@ -206,7 +210,9 @@ class Trace:
 def _pass(row: dict) -> Pass:
     shape = tuple(row.pop("shape"))
     names = [*COPY_COLUMNS, "begin", "end"]
-    copies = [Copy(**dict(zip(names, c, strict=True))) for c in zip(*(row.pop(f"copy_{n}") for n in names), strict=True)]
+    copies = [
+        Copy(**dict(zip(names, c, strict=True))) for c in zip(*(row.pop(f"copy_{n}") for n in names), strict=True)
+    ]
     row["ids"] = np.array(row["ids"], dtype=np.int16).reshape(shape)
     row["weights"] = np.array(row["weights"], dtype=np.float32).reshape(shape)
     for name in ("requests", "hits", "late", "misses"):

@@ -86,4 +86,10 @@ def whole(name: str, value, *, low: int = 1, hint: str = "") -> int:
     return result
 
 
-__all__ = ["BIG", "LITTLE", "PROMPT", "MobileError", "Step", "Wanted", "number", "whole"]
+def failed(policy, question: str, problem: Exception) -> str:
+    """The sentence about a policy that raised `problem` when it was asked `question`."""
+    said = " ".join(str(problem).split()).rstrip(".")
+    return f"the policy {policy!r} failed in `{question}`: {type(problem).__name__}: {said or 'it said nothing'}."
+
+
+__all__ = ["BIG", "LITTLE", "PROMPT", "MobileError", "Step", "Wanted", "failed", "number", "whole"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..policies.evict import Evict, History
-from ..vocabulary import MobileError
+from ..vocabulary import MobileError, failed
 
 
 class Cache:
@@ -34,7 +34,9 @@ class Cache:
         self.pledged = np.zeros((count, layers, most), dtype=bool)  # prefetched for this pass, not asked for yet
         self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
         self.tick = np.zeros(layers)
-        for row in np.flatnonzero(self.slots >= experts):  # room for everybody: nothing is offloaded, expert e in slot e
+        for row in np.flatnonzero(
+            self.slots >= experts
+        ):  # room for everybody: nothing is offloaded, expert e in slot e
             self.expert_in[row, :, :experts] = self.slot_of[row] = np.arange(experts)
         self._unusable = np.arange(most)[None] >= self.slots[:, None]  # [C, S]
 
@@ -51,6 +53,14 @@ class Cache:
         """True when every expert of the layer is resident in every configuration."""
         return bool((self.slot_of[:, layer] >= 0).all())
 
+    def clear(self) -> None:
+        """Forgets who is where, for when a copy may have been cut short; slots that were filled at the start stay."""
+        rows = self.slots < self.experts
+        for residents in (self.expert_in, self.slot_of):
+            residents[rows] = -1
+        for flags in (self.pledged, self.fresh):
+            flags[rows] = False
+
     def victim(self, rows: np.ndarray, layer: int, barred: np.ndarray) -> np.ndarray:
         """The slot that each row would give away next: [R], -1 where every slot is barred.
 
@@ -63,7 +73,10 @@ class Cache:
             uses=np.take_along_axis(self.uses[rows, layer], np.maximum(expert_in, 0), axis=1),
             fetched=self.fetched[rows, layer],
         )
-        score = np.array(self.evict.score(history), dtype=float)
+        try:
+            score = np.array(self.evict.score(history), dtype=float)
+        except Exception as problem:
+            raise MobileError(failed(self.evict, "score", problem)) from problem
         if score.shape != expert_in.shape or np.isnan(score).any():
             raise MobileError(
                 f"the eviction policy {self.evict!r} must return {expert_in.shape} scores without NaN, "
@@ -75,7 +88,9 @@ class Cache:
         score[barred] = np.inf
         return np.where(barred.all(axis=1), -1, score.argmin(axis=1))
 
-    def put(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool) -> np.ndarray:
+    def put(
+        self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool
+    ) -> np.ndarray:
         """Seats experts [R] in slots [R]. Returns who left [R], -1 for nobody. Evicting copies nothing back."""
         left = self.expert_in[rows, layer, slots]
         had = left >= 0

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 from ..clock import WallClock
+from ..trace import Copy
 from .link import Mover
+
+_UNKNOWN = np.array([np.nan])  # when a copy begins and ends is known after it: see `settle`
 
 
 class CudaLink:
@@ -55,6 +58,8 @@ class CudaLink:
         with torch.cuda.stream(self.copy_stream):
             if self._released[layer][slot] is not None:
                 self.copy_stream.wait_event(self._released[layer][slot])
+            else:  # never computed from: whatever the memory was used for before must be over
+                self.copy_stream.wait_stream(self._compute_stream)
             begin.record(self.copy_stream)
             self.mover(layer, int(experts[0]), slot)
             end.record(self.copy_stream)
@@ -62,9 +67,11 @@ class CudaLink:
         self.ready[0, layer, slot] = self._number
         self._arrived[layer][slot] = end
         self._under_way.append(end)
-        handle = _Pending(begin, end)
-        self._timed.append(handle)
-        return np.array([handle.begin]), np.array([handle.end])
+        self._last = begin, end
+        return _UNKNOWN, _UNKNOWN
+
+    def remember(self, copy: Copy) -> None:
+        self._timed.append((copy, *self._last))
 
     def ready_at(self, layer: int, slots: np.ndarray) -> np.ndarray:
         """0 for slots whose copy is over, the copy's number where it is under way, infinity for slot -1."""
@@ -107,24 +114,15 @@ class CudaLink:
     def end_layer(self) -> None:
         """The compute stream keeps the order; the host goes on."""
 
-    def settle(self, copies) -> None:
-        """Writes the real times, in seconds of the clock, into copies that are over; waits for the others."""
+    def settle(self) -> None:
+        """Writes real times, in seconds of the clock, into the records of copies; waits for those under way."""
         if self._timed:
             self.copy_stream.synchronize()
-        for copy, handle in zip(copies, self._timed, strict=True):
-            copy.begin = self._zero_s + self._zero.elapsed_time(handle.start) / 1e3
-            copy.end = self._zero_s + self._zero.elapsed_time(handle.stop) / 1e3
+        for copy, begin, end in self._timed:
+            copy.begin = self._zero_s + self._zero.elapsed_time(begin) / 1e3
+            copy.end = self._zero_s + self._zero.elapsed_time(end) / 1e3
             self.copying_s += copy.end - copy.begin
-        self._timed = []
-
-
-class _Pending:
-    """A copy whose times are not known yet: NaN until `CudaLink.settle`."""
-
-    begin = end = float("nan")
-
-    def __init__(self, start, stop):
-        self.start, self.stop = start, stop
+        self._timed.clear()
 
 
 __all__ = ["CudaLink"]

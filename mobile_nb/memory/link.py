@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..clock import VirtualClock
+from ..trace import Copy
 
 Mover = Callable[[int, int, int], None]  # (layer, expert, slot): really copies the weights
 
@@ -76,6 +77,12 @@ class SimulatedLink:
         """Computes one expert in each row as soon as it is there and the compute unit is free; seconds [R]."""
         done = np.maximum(self.busy[rows], self.ready[rows, layer, slots]) + seconds
         self.busy[rows] = self.released[rows, layer, slots] = done
+
+    def remember(self, copy: Copy) -> None:
+        """The record of the copy just started; its times are known already."""
+
+    def settle(self) -> None:
+        """Completes the records of copies: nothing is left open on a virtual clock."""
 
     def computed(self, layer: int, wave) -> None:
         """The wave's computation was handed to the device: on a virtual clock `compute` has said it all."""

@@ -9,13 +9,15 @@ Legend: C configurations · L layers · E experts · S slots · k experts asked 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
 from ..trace import Copy
-from ..vocabulary import Wanted
+from ..vocabulary import MobileError, Wanted
 from .cache import Cache
 
 COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted")
@@ -51,18 +53,29 @@ class Scheduler:
         self._all = np.arange(count)
         self._queue: list[_Queued] = []
         self._copies: list[Copy] = []
+        self._serving: int | None = None  # the layer whose request is being computed
+        self._missing = False  # it has misses that are not on their way yet: no prefetch may start before them
 
     def begin_pass(self) -> None:
         """Forgets prefetches that never started, and the promises of the pass before."""
         self._queue.clear()
+        self._serving, self._missing = None, False
         self.cache.pledged[:] = False
 
     def want(self, wanted: Iterable[Wanted], rows: np.ndarray | None = None) -> None:
-        """Queues prefetches, in order, for `rows` (all configurations by default)."""
+        """Queues prefetches, in order, for `rows` (all configurations by default).
+
+        Those for the layer that is being computed are left out: what it needs is known, and its slots are in use.
+
+        Raises:
+            MobileError: a layer or an expert that does not exist.
+        """
         cache, now = self.cache, self.link.clock.now
         chosen = np.zeros(len(self._all), dtype=bool)
         chosen[self._all if rows is None else rows] = True
-        for layer, expert in ((w.layer, e) for w in wanted for e in w.experts):
+        for layer, expert in self._pairs(wanted):
+            if layer == self._serving:
+                continue
             slot = cache.slot_of[:, layer, expert]
             there = self._all[chosen & (slot >= 0)]
             cache.pledged[there, layer, slot[there]] = True
@@ -71,15 +84,31 @@ class Scheduler:
                 self._queue.append(_Queued(layer, int(expert), absent, now.copy()))
         self.pump()
 
+    def _pairs(self, wanted: Iterable[Wanted]) -> list[tuple[int, int]]:
+        layers, experts = self.cache.layers, self.cache.experts
+        try:
+            pairs = [(index(w.layer), index(e)) for w in wanted for e in w.experts]
+            strange = [pair for pair in pairs if not (0 <= pair[0] < layers and 0 <= pair[1] < experts)]
+        except (TypeError, AttributeError):
+            pairs, strange = [], [wanted]
+        if strange:
+            raise MobileError(
+                f"a prefetcher must return a list of Wanted(layer, experts) with layers from 0 to {layers - 1} and "
+                f"experts from 0 to {experts - 1}, got {reprlib.repr(strange[0])}."
+            )
+        return pairs
+
     def pump(self) -> None:
         """Starts the queued prefetches, in order, that the link had time for until now."""
+        if self._missing:
+            return
         for entry in self._queue:
             rows = self._all[entry.pending & self.link.can_start(entry.since)]
             if rows.size:
                 entry.pending[rows] = False
                 rows = rows[self.cache.slot_of[rows, entry.layer, entry.expert] < 0]
                 experts = np.full(rows.size, entry.expert)
-                started, slots = self._copy(rows, entry.layer, experts, self.cache.pledged[rows, entry.layer], entry.since)
+                started, _ = self._copy(rows, entry.layer, experts, self.cache.pledged[rows, entry.layer], entry.since)
                 self.counts["prefetches"][started, entry.layer] += 1
         self._queue = [entry for entry in self._queue if entry.pending.any()]
 
@@ -96,6 +125,7 @@ class Scheduler:
         cache, link, counts = self.cache, self.link, self.counts
         self.pump()
         self._queue = [entry for entry in self._queue if entry.layer > layer]
+        self._serving, self._missing = layer, True
         cache.pledged[:, layer] = False
         cache.tick[layer] += 1
         link.begin_layer()
@@ -132,7 +162,10 @@ class Scheduler:
             ready[rows, j] = link.ready[rows, layer, slots]
             waiting[rows, j] = barred[rows, slots] = True
             cache.touch(rows, layer, experts, slots)
+        self._missing = False
+        self.pump()
         yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting, hand)
+        self._serving = None
         link.end_layer()
 
     def settled(self, layer: int) -> bool:
@@ -151,7 +184,7 @@ class Scheduler:
         return taken
 
     def _copy(self, rows, layer, experts, barred, since, *, demand: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Gives each row's expert a slot that is not barred [R, S], and starts its copy. Returns rows and slots taken."""
+        """Gives each row's expert a slot not barred [R, S] and starts its copy. Returns the rows and slots taken."""
         if not rows.size:
             return rows, rows
         slots = self.cache.victim(rows, layer, barred)
@@ -165,7 +198,9 @@ class Scheduler:
         left = self.cache.put(rows, layer, experts, slots, prefetch=not demand)
         if self.record:
             kind = "demand" if demand else "prefetch"
-            self._copies.append(Copy(kind, layer, int(experts[0]), int(slots[0]), int(left[0]), begin[0], end[0]))
+            copy = Copy(kind, layer, int(experts[0]), int(slots[0]), int(left[0]), float(begin[0]), float(end[0]))
+            self._copies.append(copy)
+            self.link.remember(copy)
         return rows, slots
 
     def _compute(self, rows, layer, ids, slot, ready, seconds, waiting, hand) -> Iterator[list[tuple[int, int]]]:

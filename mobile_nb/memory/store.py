@@ -94,14 +94,14 @@ class Arena:
 class Slots:
     """Device memory for `count` experts of one layer: blocks [S, numel] and their parameters as views.
 
-    With a slot for every expert the slots are filled at once; on a CPU they are then the arena itself, and cost nothing.
+    With a slot for every expert the slots are filled at once; on a CPU they are then the arena itself, at no cost.
     """
 
     def __init__(self, arena: Arena, count: int, device: torch.device):
         if count == len(arena.blocks):
             self.blocks = arena.blocks.to(device)
         else:
-            self.blocks = torch.zeros(count, arena.layout.numel, dtype=arena.layout.dtype, device=device)
+            self.blocks = torch.empty(count, arena.layout.numel, dtype=arena.layout.dtype, device=device)
         self.views = arena.layout.views(self.blocks)
 
 

@@ -92,9 +92,13 @@ def find_layers(model: nn.Module) -> list[MoELayer]:
     blocks = [(name, m) for name, m in model.named_modules() if isinstance(getattr(m, "experts", None), nn.Module)]
     fused = [(name, block) for name, block in blocks if _is_fused(block.experts)]
     if any(type(block.experts).__name__ == "OffloadedExperts" for _, block in blocks):
-        raise MobileError(f"this {kind} is offloaded already; leave the first `with offload(...)` block before the next.")
+        raise MobileError(
+            f"this {kind} is offloaded already; leave the first `with offload(...)` block before the next."
+        )
     if not fused:
-        found = f"`{blocks[0][0]}.experts`, a {type(blocks[0][1].experts).__name__}" if blocks else "no `experts` module"
+        found = (
+            f"`{blocks[0][0]}.experts`, a {type(blocks[0][1].experts).__name__}" if blocks else "no `experts` module"
+        )
         raise MobileError(
             f"{kind} has {found}, and mobile_nb needs a Mixture-of-Experts model whose blocks hold a fused `experts` "
             "module (3-D weights, called with hidden states, expert ids and weights), as OLMoE, Qwen-MoE, DeepSeek and "
@@ -105,7 +109,11 @@ def find_layers(model: nn.Module) -> list[MoELayer]:
 
 def fused_experts(model: nn.Module) -> list[nn.Module]:
     """The fused-experts modules of a model."""
-    return [m.experts for m in model.modules() if isinstance(getattr(m, "experts", None), nn.Module) and _is_fused(m.experts)]
+    return [
+        m.experts
+        for m in model.modules()
+        if isinstance(getattr(m, "experts", None), nn.Module) and _is_fused(m.experts)
+    ]
 
 
 def _is_fused(experts: nn.Module) -> bool:
@@ -126,13 +134,13 @@ def _layer(name: str, block: nn.Module, kind: str) -> MoELayer:
         ok = index.shape == weights.shape and index.dim() == 2 and len(index) == PROBES
     except Exception as problem:
         raise MobileError(
-            f"`{name}` of {kind} could not be asked how it routes ({type(problem).__name__}: {problem}); expected a block "
-            "that takes hidden states alone and calls experts(hidden, index, weights)."
+            f"`{name}` of {kind} could not be asked how it routes ({type(problem).__name__}: {problem}); expected a "
+            "block that takes hidden states alone and calls experts(hidden, index, weights)."
         ) from problem
     if not ok:
         raise MobileError(
-            f"`{name}.experts` of {kind} was called with index {tuple(index.shape)} and weights {tuple(weights.shape)}; "
-            "expected both as [tokens, K]."
+            f"`{name}.experts` of {kind} was called with index {tuple(index.shape)} and weights "
+            f"{tuple(weights.shape)}; expected both as [tokens, K]."
         )
     totals = weights.float().sum(dim=-1)
     spread = (totals.std() / totals.mean().abs().clamp_min(1e-9)).item()

@@ -65,7 +65,7 @@ class SlotExperts:
         return self._twin(hidden, slots, weights)
 
     def _one(self, x: torch.Tensor, slots: list[int], weights: torch.Tensor) -> torch.Tensor:
-        """x [H], K slot numbers, weights [1, K] -> [1, H]: small experts side by side as one matrix, large ones in turn."""
+        """x [H], K slot numbers, weights [1, K] -> [1, H]: small experts as one matrix, large ones in turn."""
         up, down = [self._gate_up[s] for s in slots], [self._down[s] for s in slots]
         if self._gather:
             inner = self._twin._apply_gate(torch.mv(torch.cat(up), x).view(len(slots), -1))  # [K, I]

@@ -9,6 +9,8 @@ import torch
 from ..files import data_path
 from ..vocabulary import MobileError
 
+STANDS_FOR = {"tiny-olmoe": "olmoe-1b-7b"}  # the published model whose geometry an embedded one is timed as
+
 
 def embedded() -> list[str]:
     """Names of the models that ship with the package."""
@@ -20,8 +22,8 @@ def load(name: str, *, device: str = "auto", dtype: str | torch.dtype = "auto"):
 
     Args:
         name: an embedded model ("tiny-olmoe"), a local folder, or a hub id.
-        device: "auto" (CUDA where there is one), or a torch device. Experts stay in host memory on a CUDA device: moving
-            them is what the package is about.
+        device: "auto" (CUDA where there is one), or a torch device. On a CUDA device experts stay in host memory:
+            moving them is what the package is about.
         dtype: "auto", a torch dtype or its name. Auto is the checkpoint's, but float32 for embedded models on a CPU,
             where that is faster and exact.
 
@@ -57,7 +59,9 @@ def _device(device) -> torch.device:
     try:
         where = torch.device(device)
     except RuntimeError as problem:
-        raise ValueError(f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}.") from problem
+        raise ValueError(
+            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
+        ) from problem
     if where.type == "cuda" and not torch.cuda.is_available():
         raise MobileError("this machine has no CUDA device; use device='cpu', where the link is simulated.")
     return where
@@ -80,8 +84,8 @@ def _why(name: str, problem: Exception) -> str:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         return f"the model in {name} cannot be read ({type(problem).__name__}: {first})."
     return (
-        f"there is no model {name!r}: not among the embedded ones ({', '.join(embedded())}), no folder of that name, and "
-        f"no hub could give it ({type(problem).__name__}). With a network, check the name; without, give a local folder."
+        f"there is no model {name!r}: not among the embedded ones ({', '.join(embedded())}), no folder of that name, "
+        f"and no hub could give it ({type(problem).__name__}). With a network check the name, without give a folder."
     )
 
 
@@ -99,4 +103,4 @@ def _move(model, device: torch.device) -> None:
                 module._buffers[key] = buffer.to(device)
 
 
-__all__ = ["embedded", "load"]
+__all__ = ["STANDS_FOR", "embedded", "load"]

@@ -55,7 +55,13 @@ _MOE = {
         "routed_scaling_factor": 1.5,
     },
     "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 4, "intermediate_size": 24, "sliding_window": None},
-    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 4, "intermediate_size": 24, "head_dim": 8, "sliding_window": 16},
+    "gpt_oss": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 4,
+        "intermediate_size": 24,
+        "head_dim": 8,
+        "sliding_window": 16,
+    },
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 4, "intermediate_size": 24},
 }
 

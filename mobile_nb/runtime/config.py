@@ -13,7 +13,14 @@ from ..policies.miss import Miss
 from ..policies.prefetch import Prefetch
 from ..vocabulary import MobileError, number, whole
 
-QUESTIONS = {"count": "run", "keep": "keep", "prefetch": "wanted", "miss": "serve", "evict": "score", "codec": "lossless"}
+QUESTIONS = {
+    "count": "run",
+    "keep": "keep",
+    "prefetch": "wanted",
+    "miss": "serve",
+    "evict": "score",
+    "codec": "lossless",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb
     """Slots per layer, and the sentence that says where the number comes from.
 
     Args:
-        geometry: what the model weighs, or is timed as.   experts: E of the model.   free_gb: device memory for experts.
+        geometry: what the model weighs, or is timed as.   experts: E of the model.   free_gb: device memory for them.
 
     Raises:
         MobileError: there is not even room for one slot a layer; the sentence names the smallest budget.
@@ -79,12 +86,12 @@ def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb
     else:
         given = config.budget_gb is not None
         budget = config.budget_gb if given else free_gb
-        slots = int(budget / slot_gb)
+        slots = int(budget / slot_gb * (1 + 1e-9))  # a budget of exactly n slots holds n
         why = f"from a budget of {budget:.3g} GB" if given else f"what fits the {budget:.3g} GB left on the device"
         if slots < 1:
             raise MobileError(
                 f"{budget:.3g} GB cannot hold one expert slot in each of the {geometry.moe_layers} MoE layers of "
-                f"{geometry.name}; the smallest budget is {slot_gb:.3g} GB."
+                f"{geometry.name}; the smallest budget is {slot_gb * 1.0006:.4g} GB."
             )
     return min(slots, experts), f"{min(slots, experts)} of {experts} experts a layer, {why}"
 

@@ -66,19 +66,21 @@ class Decoder:
     def __call__(
         self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer=None, **model_kwargs
     ) -> Iterator[Written]:
-        """What `generate` calls. Being a generator it does nothing until it is read; wrapped by `no_grad` all the same."""
+        """What `generate` calls; it returns at once, and the tokens are computed as they are read."""
         model_kwargs.pop("synced_gpus", None)
-        return self._write(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
+        return self._write(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+        )
 
     @torch.no_grad()
-    def _write(self, model, input_ids, processor, stop, config, streamer, model_kwargs) -> Iterator[Written]:
+    def _write(self, model, input_ids, processor, stop, config, streamer, keywords) -> Iterator[Written]:
         def prefill():
-            return model._prefill(input_ids, config, model_kwargs, is_first_iteration=True)
+            return model._prefill(input_ids, config, keywords, is_first_iteration=True)
 
         outputs, done = self._pass(PROMPT, prefill, 0)
         evidence, passes, mode, gamma = self._judge(outputs, 0, done), [done], BIG, None
         self._prepare_rollback(outputs)
-        step, lean = 0, False
+        step, inputs = 0, {}
         while True:
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
             scores = processor(input_ids, logits)
@@ -99,12 +101,11 @@ class Decoder:
             if last:
                 break
             step += 1
-            if lean:  # what the model needs next differs from last time in one id and one position
+            if set(inputs) == _LEAN:  # what the model needs next differs from last time in one id and one position
                 inputs |= {"input_ids": token[:, None], "position_ids": inputs["position_ids"] + 1}
             else:
-                model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
-                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                lean = set(inputs) == _LEAN and inputs["past_key_values"] is outputs.past_key_values
+                keywords = model._update_model_kwargs_for_generation(outputs, keywords, is_encoder_decoder=False)
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **keywords)
             outputs, passes, mode, evidence, gamma = self._token(model, inputs, step)
         if streamer is not None:
             streamer.end()

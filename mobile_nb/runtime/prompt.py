@@ -51,7 +51,7 @@ def check_request(inputs: dict, kwargs: dict, model) -> None:
     """Refuses what the decode loop does not do, and prompts that do not fit.
 
     Raises:
-        ValueError: a bad number, or a prompt longer than the model's context.   MobileError: beams, batches, assistants.
+        ValueError: a bad number, or a prompt longer than the model's context.   MobileError: beams, assistants.
     """
     if "max_new_tokens" in kwargs:
         whole("max_new_tokens", kwargs["max_new_tokens"])
@@ -63,7 +63,9 @@ def check_request(inputs: dict, kwargs: dict, model) -> None:
     for name, plain in (("num_beams", 1), ("num_return_sequences", 1), ("num_beam_groups", 1)):
         value = kwargs.get(name, getattr(config, name, None))
         if value not in (None, plain):
-            raise MobileError(f"{name}={value} is not offered: the engine writes one text at a time, greedy or sampled.")
+            raise MobileError(
+                f"{name}={value} is not offered: the engine writes one text at a time, greedy or sampled."
+            )
     for name in ("assistant_model", "prompt_lookup_num_tokens", "output_attentions", "output_hidden_states"):
         if kwargs.get(name):
             raise MobileError(f"{name} is not offered by the offloaded decode loop.")

@@ -7,18 +7,19 @@ Legend: T tokens of the call · K experts routed to · k of them run · E expert
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from ..hardware import Costs
+from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.scheduler import Scheduler
 from ..memory.store import Arena, Slots
 from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
-from ..vocabulary import PROMPT, MobileError
+from ..vocabulary import PROMPT, MobileError, failed
 from .config import MobileConfig
 
 
@@ -74,17 +75,18 @@ class Server:
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
-        for layer in self.layers:
-            layer.block.experts = layer.experts
-        for arena in self.arenas:
-            arena.release()
         self._slots.clear()
         self._compute.clear()
+        for layer in self.layers:
+            layer.block.experts = layer.experts
+        while self.arenas:  # one at a time: the weights need not lie in memory twice
+            self.arenas[-1].release()
+            self.arenas.pop()
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
-        """Opens a forward pass: "prompt", "little" or "big", the last with the evicted token's routing if there was one."""
+        """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
         self.mode, self.view.mode, self.view.evicted = mode, mode, evicted
         self._routed = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
@@ -105,6 +107,12 @@ class Server:
             "copies": self.scheduler.take_copies(),
         } | {name: since[name] for name in ("requests", "hits", "late", "misses")}
 
+    def give_up(self) -> None:
+        """Closes a pass that was cut short. A copy may have been too, so no slot is taken to hold anything any more."""
+        if self.mode is not None:
+            self.mode = None
+            self.scheduler.cache.clear()
+
     # -- one layer -------------------------------------------------------------------------------------------------
 
     def _serve(self, at: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -112,7 +120,7 @@ class Server:
         layer, tokens = self.layers[at], len(hidden)
         if self.mode is not None:
             self._routed[at].append((index, weights))
-        run, over = ask(self.config.count, "run", self.mode or PROMPT, at, layer.top_k)
+        run, over = self._count(at, layer.top_k)
         if run < layer.top_k or over is not None:
             index, weights = best(index, weights, run, over, layer.renormalises)
         self.link.elapse(self.costs.layer_s(tokens))
@@ -121,6 +129,19 @@ class Server:
         if tokens == 1:
             return self._one_token(at, hidden, index, weights)
         return self._many_tokens(at, hidden, index, weights)
+
+    def _count(self, at: int, k: int) -> tuple[int, int | None]:
+        answer = ask(self.config.count, "run", self.mode or PROMPT, at, k)
+        try:
+            run, over = answer
+            if 1 <= run.__index__() <= k and (over is None or 1 <= over.__index__() <= k):
+                return run, over
+        except (TypeError, ValueError, AttributeError):
+            pass
+        raise MobileError(
+            f"the policy {self.config.count!r} must answer `run` with how many experts run, 1 to {k}, and over how "
+            f"many they are normalised, 1 to {k} or None, got {answer!r}."
+        )
 
     def _settle(self, at: int) -> bool:
         self._settled[at] = self.scheduler.settled(at)
@@ -141,12 +162,12 @@ class Server:
         ids = index[0].tolist()
         if not self.config.miss.lossless and self.mode not in (None, PROMPT):
             there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids]]
-            ids = ask(self.config.miss, "serve", ids, weights[0].tolist(), there)
+            ids = self._replaced(ids, ask(self.config.miss, "serve", ids, weights[0].tolist(), there))
         columns: dict[int, list[int]] = {}  # expert -> positions it serves
         for position, expert in enumerate(ids):
             if expert is not None:
                 columns.setdefault(int(expert), []).append(position)
-        asked = np.array([list(columns)])
+        asked = np.array([list(columns)], dtype=np.int64)
         self.view.hidden = hidden
         out, first = None, True
         for wave in self.scheduler.request(at, asked, np.full(asked.shape, self.costs.expert_s())):
@@ -162,6 +183,16 @@ class Server:
             out = part if out is None else out + part
         return torch.zeros_like(hidden) if out is None else out
 
+    def _replaced(self, asked: list[int], answer) -> list:
+        experts = self.layers[0].num_experts
+        right = isinstance(answer, Sequence) and len(answer) == len(asked)
+        if not right or not all(e is None or e in range(experts) for e in answer):
+            raise MobileError(
+                f"the policy {self.config.miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1} "
+                f"or None for nobody, got {answer!r}."
+            )
+        return answer
+
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
         experts, amounts = (part.tolist() for part in torch.unique(index, return_counts=True))
@@ -174,8 +205,9 @@ class Server:
             slot_of.fill_(-1)
             ids, slots = (torch.tensor(part, device=index.device) for part in zip(*wave, strict=True))
             slot_of[ids] = slots.to(slot_of.dtype)
-            if len(wave) == len(order):
-                return self._compute[at](hidden, slot_of[index], weights)
+            if len(wave) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
+                out = self._compute[at](hidden, slot_of[index], weights)
+                continue
             slot = slot_of[index]  # [T, K], -1 for experts of other waves
             token, position = torch.nonzero(slot >= 0, as_tuple=True)
             pairs = slot[token, position][:, None], weights[token, position][:, None]
@@ -202,7 +234,7 @@ def ask(policy, question: str, *facts):
     except MobileError:
         raise
     except Exception as problem:
-        raise MobileError(f"the policy {policy!r} failed in `{question}`: {type(problem).__name__}: {problem}") from problem
+        raise MobileError(failed(policy, question, problem)) from problem
 
 
 def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:

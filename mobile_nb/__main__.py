@@ -1,0 +1,110 @@
+"""The command line: `python -m mobile_nb demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="mobile_nb", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="solve a few problems under three systems, and compare them")
+    demo.add_argument("--model", default="tiny-olmoe", help="embedded name, local folder or hub id (%(default)s)")
+    demo.add_argument(
+        "--gamma", type=float, default=0.7, help="confidence below which the big model rewrites (%(default)s)"
+    )
+    demo.add_argument("--slots", type=int, default=16, help="device slots of each MoE layer (%(default)s)")
+    demo.add_argument(
+        "--hardware", help="simulate this card; without it a CUDA device is measured, or an RTX 4080 simulated"
+    )
+    demo.add_argument(
+        "--geometry", help="time the model as if it weighed what this one does (embedded models: their original)"
+    )
+    demo.add_argument("--prompt", help="write this instead of solving problems")
+    demo.add_argument("--problems", type=int, default=8, help="how many held-out problems to solve (%(default)s)")
+    demo.add_argument("--max-new-tokens", type=int, default=128, help="most tokens a text (%(default)s)")
+    demo.add_argument("--json", type=Path, help="write the numbers to this file too")
+    demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser("bench", help="measure on this machine")
+    bench.add_argument(
+        "--resident", action="store_true", required=True, help="everything on the device, beside transformers"
+    )
+    bench.add_argument("--tokens", type=int, default=100, help="new tokens a run (%(default)s)")
+    bench.add_argument("--repeats", type=int, default=5, help="pairs of runs (%(default)s)")
+    bench.add_argument("--json", type=Path, help="write the numbers to this file too")
+    bench.set_defaults(run=_bench)
+    return top
+
+
+def _demo(args) -> None:
+    from .demo import compare, read_problems
+    from .view import terminal
+
+    colour = terminal.has_colour(sys.stdout)
+    started = time.perf_counter()
+    print(f"loading {args.model} …", flush=True)
+    session = read_problems(args)
+    print(f"{session.model_line}\nclock: {session.time_line}\n{terminal.legend(colour)}\n")
+    rows, numbers = compare(session, args, lambda text: print(text, end="", flush=True), colour)
+    print("\n" + terminal.table(rows))
+    print(f"\nTime and bytes are of the tokens after the prompt, {session.time_line}.")
+    print(f"The demo took {time.perf_counter() - started:.0f} s (measured).")
+    _write(args.json, numbers)
+
+
+def _bench(args) -> None:
+    from .runtime.bench import resident
+    from .view import terminal
+
+    rows = resident(args.tokens, args.repeats)
+    shown = [
+        {
+            "model": row["model"],
+            "transformers": f"{row['transformers_ms']:.2f} ms a token",
+            "mobile_nb": f"{row['mobile_nb_ms']:.2f} ms a token",
+            "ratio of tokens/s": f"{row['ratio']:.2f} (pairs {min(row['pairs']):.2f} to {max(row['pairs']):.2f})",
+        }
+        for row in rows
+    ]
+    print(terminal.table(shown))
+    print(f"\nMedians of {args.repeats} pairs, {rows[0]['conditions']}.")
+    _write(args.json, rows)
+
+
+def _write(path: Path | None, numbers) -> None:
+    from .files import written_whole
+
+    if path is not None:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        print(f"numbers written to {path}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; a user's mistake is one sentence on stderr and exit status 2."""
+    from .vocabulary import MobileError
+
+    for stream in (sys.stdout, sys.stderr):  # a Windows console may not know every sign
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (MobileError, ValueError, TypeError) as mistake:
+        print(f"mobile_nb: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What each event costs in seconds and bytes, from what a machine can do and what a model weighs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .hardware import Geometry, Hardware
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of each event for a model of `layers` MoE layers that is timed as `geometry` on `hardware`.
+
+    Where the geometry has more MoE layers than the model that routes (16 against 4, say), each layer stands for
+    `stretch` of the real ones: its bytes and seconds are multiplied, so totals a token are the real model's.
+    Compute = the larger of bytes/memory rate and operations/compute rate, plus a launch (design.md, section 7).
+    """
+
+    hardware: Hardware
+    geometry: Geometry
+    layers: int
+
+    @property
+    def stretch(self) -> float:
+        return self.geometry.moe_layers / self.layers
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes that one fetch moves, of all the layers that it stands for."""
+        return round(self.geometry.expert_bytes * self.stretch)
+
+    @property
+    def fetch_s(self) -> float:
+        return self.stretch * self.hardware.link_latency_s + self.expert_bytes / (self.hardware.link_gb_per_s * 1e9)
+
+    def expert_s(self, tokens: int = 1) -> float:
+        """One expert on `tokens` tokens: three matrix products, so three launches."""
+        return self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
+
+    def layer_s(self, tokens: int = 1) -> float:
+        """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""
+        return self.stretch * self._compute_s(self.geometry.layer_params, tokens, launches=12)
+
+    def head_s(self, tokens: int = 1) -> float:
+        """Once a pass: dense layers, and the output matrix for the last token."""
+        dense = sum(
+            self._compute_s(self.geometry.dense_layer_params, tokens, 12) for _ in range(self.geometry.dense_layers)
+        )
+        return dense + self._compute_s(self.geometry.head_params, 1, launches=3)
+
+    def _compute_s(self, weights: int, tokens: int, launches: int) -> float:
+        read = weights * self.geometry.bytes_per_weight / (self.hardware.memory_gb_per_s * 1e9)
+        multiply = 2 * weights * tokens / (self.hardware.tflops * 1e12)
+        return max(read, multiply) + launches * self.hardware.launch_s
+
+
+__all__ = ["Costs"]

@@ -1,0 +1,127 @@
+"""`offload`: a context manager that turns a transformers model into an `Engine`, and gives it back as it was.
+
+with offload(model, systems.mobile(slots=16), tokenizer=tokenizer) as engine:
+    for step in engine.stream("Tom has 3 apples.", max_new_tokens=40):
+        print(step.text, end="")
+    engine.report()
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from ..clock import VirtualClock
+from ..costs import Costs
+from ..hardware import Geometry, Hardware
+from ..memory.link import SimulatedLink
+from ..model.adapters import find_layers, geometry_of, rolls_back
+from ..trace import Trace
+from ..vocabulary import MobileError
+from .config import MobileConfig, choose_slots
+from .engine import Engine
+from .serve import Server
+
+DEFAULT_HARDWARE = "rtx4080-pcie4"  # simulated where there is no CUDA device: the paper's card
+
+
+@contextlib.contextmanager
+def offload(
+    model,
+    config: MobileConfig | None = None,
+    *,
+    tokenizer=None,
+    hardware: Hardware | str | None = None,
+    geometry: Geometry | str | None = None,
+):
+    """Moves a model's experts to host memory for the length of a `with` block, and yields an `Engine`.
+
+    Args:
+        model: any transformers causal language model with fused experts; it is changed in place and given back as it
+            was, also after an exception or an interrupt.
+        config: see `MobileConfig` and `systems`; None for on-demand LRU.
+        tokenizer: gives steps their text, and lets prompts be text.
+        hardware: a `Hardware` or the name of a preset: time is simulated on it. None: measured where the model is on a
+            CUDA device, else simulated on an RTX 4080, the paper's card.
+        geometry: a `Geometry` or its name: a small model is timed as if it weighed what that one weighs. None: its own.
+
+    Raises:
+        MobileError: the model or the budget cannot work; the model is as it was.
+    """
+    config = MobileConfig() if config is None else config
+    if not isinstance(config, MobileConfig):
+        raise TypeError(f"config must be a MobileConfig, such as systems.mobile() returns, got {config!r}.")
+    layers = find_layers(model)
+    obstacle = rolls_back(model)
+    if config.two_passes and obstacle:
+        raise MobileError(
+            f"{type(model).__name__} has {obstacle} layers, whose state cannot be taken back one token, and a little "
+            "model needs that; use a system without one, such as systems.on_demand()."
+        )
+    device = model.get_input_embeddings().weight.device
+    simulate = hardware is not None or device.type != "cuda"
+    hardware = DEFAULT_HARDWARE if hardware is None and simulate else hardware
+    hardware = Hardware.measure(str(device)) if hardware is None else _found(Hardware, hardware, Hardware.preset)
+    own = geometry_of(model, layers)
+    geometry = own if geometry is None else _found(Geometry, geometry, Geometry.of)
+    costs = Costs(hardware, geometry, len(layers))
+    free_gb = (
+        0.9 * hardware.device_gb - geometry.other_gb if simulate else 0.9 * torch.cuda.mem_get_info(device)[0] / 1e9
+    )
+    slots, chosen = choose_slots(config, geometry, layers[0].num_experts, free_gb)
+
+    def make_link(mover):
+        if simulate:
+            return SimulatedLink(VirtualClock(), len(layers), slots, costs.fetch_s, mover)
+        from ..memory.cuda import CudaLink
+
+        return CudaLink(len(layers), slots, mover, device)
+
+    server = Server(layers, config, slots, costs, device, make_link)
+    engine = None
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        server.install()
+        model.eval()
+        conditions = _conditions(model, config, costs, slots, chosen, server)
+        engine = Engine(model, server, tokenizer=tokenizer, trace=Trace(conditions), slots=slots)
+        yield engine
+    finally:
+        if engine is not None:
+            engine._open = False
+        server.remove()
+        for module, flag in training:
+            module.training = flag
+
+
+def _found(kind: type, given, by_name):
+    """`given` itself where it is one of its kind, or what its name stands for."""
+    found = by_name(given) if isinstance(given, str) else given
+    if not isinstance(found, kind):
+        raise TypeError(f"{kind.__name__.lower()} must be a {kind.__name__} or the name of one, got {given!r}.")
+    return found
+
+
+def _conditions(model, config, costs: Costs, slots: int, chosen: str, server: Server) -> dict:
+    """What every number of the trace depends on."""
+    measured = server.link.clock.measured
+    time = "measured" if measured else f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}"
+    return {
+        "time": time,
+        "measured": measured,
+        "hardware": costs.hardware.name,
+        "geometry": costs.geometry.name,
+        "model": type(model).__name__,
+        "system": repr(config),
+        "layers": len(server.layers),
+        "experts": server.layers[0].num_experts,
+        "top_k": server.layers[0].top_k,
+        "slots": slots,
+        "slots_chosen": chosen,
+        "expert_bytes": costs.expert_bytes,
+        "page_locked": all(arena.pinned for arena in server.arenas),
+    }
+
+
+__all__ = ["offload"]
