@@ -44,18 +44,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(args) -> None:
-    from .demo import compare, read_problems
+    from .demo import Demo
     from .view import terminal
 
-    colour = terminal.has_colour(sys.stdout)
     started = time.perf_counter()
-    print(f"loading {args.model} …", flush=True)
-    session = read_problems(args)
-    print(f"{session.model_line}\nclock: {session.time_line}\n{terminal.legend(colour)}\n")
-    rows, numbers = compare(session, args, lambda text: print(text, end="", flush=True), colour)
+    options = {key: value for key, value in vars(args).items() if key not in ("run", "command", "json")}
+    demo = Demo(**options, show=lambda text: print(text, end="", flush=True), colour=terminal.has_colour(sys.stdout))
+    rows, numbers = demo.run()
     print("\n" + terminal.table(rows))
-    print(f"\nTime and bytes are of the tokens after the prompt, {session.time_line}.")
-    print(f"The demo took {time.perf_counter() - started:.0f} s (measured).")
+    print(
+        "\nBytes, hits and time are of the tokens after the prompt, time "
+        f"{numbers['conditions']['time']}; prefetch precision is the share of the evicted token's experts that the big "
+        f"model then ran.\nThe demo itself took {time.perf_counter() - started:.0f} s."
+    )
     _write(args.json, numbers)
 
 

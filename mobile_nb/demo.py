@@ -3,106 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from . import systems
 from .analysis import metrics, tasks
 from .model.load import STANDS_FOR, embedded, load
+from .runtime.engine import Engine
 from .runtime.offload import offload
 from .view import terminal
 from .vocabulary import whole
 
 
 @dataclass
-class Session:
-    """What the demo runs on."""
+class Demo:
+    """What to run, and on what; the fields are the command's options.
 
-    model: object
-    tokenizer: object
-    problems: list | None  # None: a prompt of the user's own, which has no answer
-    geometry: str | None
-    model_line: str
-    time_line: str = ""
-
-
-def read_problems(args) -> Session:
-    """Loads the model and the problems, and says what will be timed as what."""
-    model, tokenizer = load(args.model)
-    problems = None
-    if args.prompt is None:
-        whole("--problems", args.problems)
-        problems = tasks.load("word-problems", split="test", n=args.problems)
-    geometry = args.geometry or STANDS_FOR.get(args.model)
-    with offload(model, systems.on_demand(slots=args.slots), hardware=args.hardware, geometry=geometry) as engine:
-        about = engine.trace.conditions
-    kind = "embedded, trained for this package" if args.model in embedded() else "loaded"
-    line = (
-        f"{args.model} ({kind}): {about['layers']} MoE layers of {about['experts']} experts, "
-        f"{about['top_k']} a token, {about['slots']} on the device"
-    )
-    return Session(model, tokenizer, problems, geometry, line, about["time"])
-
-
-def compare(session: Session, args, show: Callable[[str], None], colour: bool) -> tuple[list[dict], dict]:
-    """Runs on-demand, little and MoBiLE. Returns the table's rows, as text, and all numbers.
-
-    Args:
-        show: receives pieces of text as they come; the first problem of each system is streamed, MoBiLE's all.
+    Attributes:
+        prompt: text to be continued; None for `problems` held-out word problems, whose answers are checked.
+        hardware, geometry: as in `offload`; an embedded model is timed as the published model that it stands for.
+        show: receives the pieces of text as they come.   colour: whether they may hold colours.
     """
-    chosen = {
-        "on-demand LRU, K experts": systems.on_demand(slots=args.slots),
-        "all little, K/2 experts": systems.little(slots=args.slots),
-        f"MoBiLE, gamma {args.gamma:g}": systems.mobile(args.gamma, slots=args.slots),
-    }
-    numbers = {"model": args.model, "time": session.time_line, "slots": args.slots, "systems": {}}
-    for name, config in chosen.items():
-        show(f"== {name}\n")
-        with offload(
-            session.model, config, tokenizer=session.tokenizer, hardware=args.hardware, geometry=session.geometry
-        ) as engine:
-            right = _solve(engine, session, args, show, colour, all_shown=name.startswith("MoBiLE"))
-            numbers["systems"][name] = {"right": right, "problems": len(session.problems or [])} | metrics.summary(
-                engine.trace
-            )
-    base = next(iter(numbers["systems"].values()))["seconds_per_token"]
-    for row in numbers["systems"].values():
-        row["speed_up"] = base / row["seconds_per_token"]
-    return [_row(name, row) for name, row in numbers["systems"].items()], numbers
+
+    model: str = "tiny-olmoe"
+    gamma: float = 0.7
+    slots: int = 16
+    hardware: str | None = None
+    geometry: str | None = None
+    prompt: str | None = None
+    problems: int = 8
+    max_new_tokens: int = 128
+    show: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    colour: bool = False
+
+    def run(self) -> tuple[list[dict], dict]:
+        """Runs on-demand, little and MoBiLE. Returns the comparison table's rows, as text, and all numbers."""
+        configs = {
+            "on-demand LRU, K experts": systems.on_demand(slots=self.slots),
+            "all little, K/2 experts": systems.little(slots=self.slots),
+            f"MoBiLE, gamma {self.gamma:g}": systems.mobile(self.gamma, slots=self.slots),
+        }
+        whole("problems", self.problems)
+        if self.model in embedded():
+            torch.set_num_threads(1)  # a second thread only waits on models of this size
+        model, tokenizer = load(self.model)
+        problems = tasks.load("word-problems", split="test", n=self.problems) if self.prompt is None else None
+        geometry = self.geometry or STANDS_FOR.get(self.model)
+        numbers: dict = {"model": self.model, "slots": self.slots, "systems": {}}
+        for name, config in configs.items():
+            with offload(model, config, tokenizer=tokenizer, hardware=self.hardware, geometry=geometry) as engine:
+                if not numbers["systems"]:
+                    self._introduce(engine, numbers)
+                self.show(f"\n== {name}\n")
+                right = self._write(engine, problems, every=config.two_passes and "MoBiLE" in name)
+                numbers["systems"][name] = {"right": right} | metrics.summary(engine.trace)
+        base = next(iter(numbers["systems"].values()))["seconds_per_token"]
+        for row in numbers["systems"].values():
+            row["speed_up"] = base / row["seconds_per_token"]
+        return [_row(name, row, self.problems) for name, row in numbers["systems"].items()], numbers
+
+    def _introduce(self, engine: Engine, numbers: dict) -> None:
+        about = engine.trace.conditions
+        numbers["conditions"] = {key: about[key] for key in ("time", "hardware", "geometry", "experts", "top_k")}
+        self.show(
+            f"{self.model}: {about['layers']} MoE layers of {about['experts']} experts, {about['top_k']} a token; "
+            f"{about['slots']} of them fit on the device.\nClock: {about['time']}.\n{terminal.legend(self.colour)}\n"
+        )
+
+    def _write(self, engine: Engine, problems: list | None, *, every: bool) -> int | None:
+        """Writes every text, shows the first or all; returns how many answers were right, None without problems."""
+        from tqdm.auto import tqdm
+
+        prompts = [self.prompt] if problems is None else [problem.prompt for problem in problems]
+        right = self._one(engine, prompts[0], problems and problems[0], self.show)
+        rest = range(1, len(prompts))
+        for at in rest if every else tqdm(rest, desc="more problems", leave=False, disable=None):
+            right += self._one(engine, prompts[at], problems[at], self.show if every else lambda text: None)
+        if not every and rest:
+            self.show(f"… and {len(rest)} more problems\n")
+        return None if problems is None else right
+
+    def _one(self, engine: Engine, prompt: str, problem, show: Callable[[str], None]) -> bool:
+        show(prompt)
+        text = ""
+        for step in engine.stream(prompt, max_new_tokens=self.max_new_tokens, do_sample=False):
+            text += step.text
+            show(terminal.token(step, self.colour) if engine.config.two_passes or self.colour else step.text)
+        right = problem is not None and problem.check(text)
+        verdict = "" if problem is None else "  (right)" if right else f"  (wrong: it is {problem.answer})"
+        show(f"{verdict}\n")
+        return right
 
 
-def _solve(engine, session: Session, args, show, colour: bool, *, all_shown: bool) -> int | None:
-    """Writes every text; returns how many answers were right, None without problems."""
-    right = 0
-    prompts = [args.prompt] if session.problems is None else [p.prompt for p in session.problems]
-    for at, prompt in enumerate(prompts):
-        shown = all_shown or at == 0
-        if shown:
-            show(f"{prompt.strip()} ")
-        pieces = []
-        for step in engine.stream(prompt, max_new_tokens=args.max_new_tokens, do_sample=False):
-            pieces.append(step.text)
-            if shown:
-                show(terminal.token(step, colour))
-        if session.problems is not None:
-            correct = session.problems[at].check("".join(pieces))
-            right += correct
-            if shown:
-                show("  (right)" if correct else f"  (wrong: {session.problems[at].answer})")
-        if shown:
-            show("\n")
-    if not all_shown and len(prompts) > 1:
-        show(f"… and {len(prompts) - 1} more\n")
-    return None if session.problems is None else right
-
-
-def _row(name: str, row: dict) -> dict:
+def _row(name: str, row: dict, problems: int) -> dict:
     def share(value: float) -> str:
         return f"{100 * value:.1f} %" if value == value else "-"
 
     return {
         "system": name,
-        "right": "-" if row["right"] is None else f"{row['right']}/{row['problems']}",
-        "fallback": share(row["fallback_ratio"]) if "MoBiLE" in name else "-",
+        "right": "-" if row["right"] is None else f"{row['right']}/{problems}",
+        "fallback": share(row["fallback_ratio"]) if row["fallback_ratio"] else "-",
         "hits": share(row["hit_rate"]),
         "expert MB a token": f"{row['bytes_per_token'] / 1e6:.1f}",
         "prefetch precision": share(row["evicted_router_precision"]),
@@ -111,4 +112,4 @@ def _row(name: str, row: dict) -> dict:
     }
 
 
-__all__ = ["Session", "compare", "read_problems"]
+__all__ = ["Demo"]

@@ -237,11 +237,9 @@ class Draft:
 
 def draft(rng: Random) -> Draft:
     """Draw a story whose working has 2 to 6 lines, each number of lines equally likely."""
-    length = rng.randint(2, 6)
-    while True:
+    length, steps = rng.randint(2, 6), []
+    while len(steps) != length:
         story, question, answer, steps = _try_story(rng, rng.randint(max(2, length - 1), length))
-        if len(steps) == length:
-            break
     lines = [f" {rng.choice(_OPENERS)} {s.subject} {s.left} {s.sign} {s.right} = {s.result} {s.tail}." for s in steps]
     return Draft(
         prompt=f"Question: {' '.join(story.told)} {question}\nAnswer:",

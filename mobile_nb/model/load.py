@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -43,14 +44,30 @@ def load(name: str, *, device: str = "auto", dtype: str | torch.dtype = "auto"):
     kind = _dtype(dtype)
     if kind == "auto" and ours and where.type == "cpu":
         kind = torch.float32
+    quiet = _no_bars() if ours else contextlib.nullcontext()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind).eval()
+        with quiet:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind).eval()
     except Exception as problem:  # transformers raises OSError, ValueError, KeyError, safetensors' own and more
         raise MobileError(_why(name, problem)) from problem
     if where.type != "cpu":
         _move(model, where)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _no_bars():
+    """Loading an embedded model takes less time than reading its progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(device) -> torch.device:
