@@ -84,6 +84,9 @@ class SimulatedLink:
     def settle(self) -> None:
         """Completes the records of copies: nothing is left open on a virtual clock."""
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     def computed(self, layer: int, wave) -> None:
         """The wave's computation was handed to the device: on a virtual clock `compute` has said it all."""
 

@@ -75,6 +75,7 @@ class Server:
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
+        self.link.close()
         self._slots.clear()
         self._compute.clear()
         for layer in self.layers:

@@ -1,0 +1,130 @@
+"""What links on the wall clock share: copies really happen, one after the other, while something else is computed.
+
+`CudaLink` copies on a stream of the card, `ThreadLink` on a thread of the host. Copies are handed out a few at a time,
+so that one asked for on demand overtakes prefetches that have not been handed out. Knows nothing about policies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from ..clock import WallClock
+from ..trace import Copy
+from .link import Mover
+
+_UNKNOWN = np.array([np.nan])  # when a copy begins and ends is known after it: see `settle`
+
+
+class Ticket(Protocol):
+    """One copy under way."""
+
+    def over(self) -> bool:
+        """Whether it is over; does not wait."""
+        ...
+
+    def times(self) -> tuple[float, float]:
+        """When it began and ended, seconds of the link's clock; waits for its end."""
+        ...
+
+
+class WallLink(ABC):
+    """See `SimulatedLink` for the methods; C is 1, and a subclass starts copies and waits for them.
+
+    Args:
+        layers, slots: L and S.
+        mover: carries out one copy.
+        window: prefetches that may be handed out and not be over, at a time.
+
+    `ready` holds, in place of seconds, the number of the copy that fills a slot: 0 once it is known to be there.
+    """
+
+    asynchronous = True
+
+    def __init__(self, layers: int, slots: int, mover: Mover, *, window: int = 2):
+        self.clock, self.mover, self.window = WallClock(), mover, window
+        self.ready = np.zeros((1, layers, slots))
+        self.copying_s = np.zeros(1)
+        self._arrival: list[list[Ticket | None]] = [[None] * slots for _ in range(layers)]
+        self._under_way: deque[Ticket] = deque()
+        self._open: list[tuple[Copy, Ticket]] = []
+        self._number = 0
+
+    @abstractmethod
+    def _start(self, layer: int, expert: int, slot: int) -> Ticket:
+        """Hands out one copy, behind those handed out before."""
+
+    @abstractmethod
+    def _wait(self, ticket: Ticket) -> None:
+        """Makes what is computed from now on wait for a copy."""
+
+    def can_start(self, since) -> np.ndarray:
+        while self._under_way and self._under_way[0].over():
+            self._under_way.popleft()
+        return np.array([len(self._under_way) < self.window])
+
+    def fetch(self, rows, layer: int, experts, slots, since):
+        slot = int(slots[0])
+        ticket = self._start(layer, int(experts[0]), slot)
+        self._number += 1
+        self.ready[0, layer, slot] = self._number
+        self._arrival[layer][slot] = self._last = ticket
+        self._under_way.append(ticket)
+        return _UNKNOWN, _UNKNOWN
+
+    def remember(self, copy: Copy) -> None:
+        self._open.append((copy, self._last))
+
+    def settle(self) -> None:
+        """Writes real times into the records of copies; waits for those under way."""
+        for copy, ticket in self._open:
+            copy.begin, copy.end = ticket.times()
+            self.copying_s += copy.end - copy.begin
+        self._open.clear()
+
+    def ready_at(self, layer: int, slots: np.ndarray) -> np.ndarray:
+        """0 for slots whose copy is over, the copy's number where it is under way, infinity for slot -1."""
+        at = np.full(slots.shape, np.inf)
+        for j, slot in enumerate(slots[0]):
+            if slot >= 0:
+                ticket = self._arrival[layer][slot]
+                if ticket is None or self.ready[0, layer, slot] == 0 or ticket.over():
+                    self.ready[0, layer, slot] = 0
+                at[0, j] = self.ready[0, layer, slot]
+        return at
+
+    def over(self, ready: np.ndarray) -> np.ndarray:
+        return ready == 0
+
+    def begin_layer(self) -> None:
+        """Nothing to prepare."""
+
+    def compute_landed(self, layer: int, slots, seconds, landed) -> None:
+        """Nothing to wait for."""
+
+    def compute(self, rows, layer: int, slots, seconds) -> None:
+        ticket = self._arrival[layer][int(slots[0])]
+        if ticket is not None and self.ready[0, layer, int(slots[0])]:
+            self._wait(ticket)
+
+    def computed(self, layer: int, wave) -> None:
+        """The wave's computation was handed out."""
+
+    def landed(self, layer: int) -> bool:
+        return all(ticket is None or ticket.over() for ticket in self._arrival[layer])
+
+    def elapse(self, seconds: float) -> None:
+        """Real time passes by itself."""
+
+    def end_layer(self) -> None:
+        """Real time passes by itself."""
+
+    def close(self) -> None:
+        """Waits for copies under way, and gives back what the link holds."""
+        self.settle()
+
+
+__all__ = ["Ticket", "WallLink"]
