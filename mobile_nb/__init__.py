@@ -30,6 +30,7 @@ _HOMES = {
     "Engine": ".runtime.engine",
     "Generation": ".runtime.generation",
     "MobileConfig": ".runtime.config",
+    "replay": ".runtime.replay",
     "Hardware": ".hardware",
     "Geometry": ".hardware",
     "Trace": ".trace",

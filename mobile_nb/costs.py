@@ -37,6 +37,10 @@ class Costs:
         """One expert on `tokens` tokens: three matrix products, so three launches."""
         return self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
 
+    def experts_s(self, amounts: list[int]) -> float:
+        """Several experts one after the other, each on its amount of tokens."""
+        return sum(self.expert_s(tokens) for tokens in sorted(amounts))
+
     def layer_s(self, tokens: int = 1) -> float:
         """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""
         return self.stretch * self._compute_s(self.geometry.layer_params, tokens, launches=12)

@@ -102,11 +102,14 @@ class Cache:
         self.fresh[rows, layer, slots] = prefetch
         return left
 
-    def touch(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """Marks experts [R] in slots [R] as asked for. Returns which of them were prefetched and used now first [R]."""
+    def touch(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, ranks) -> np.ndarray:
+        """Marks experts [R] in slots [R], the `ranks`-th best of their request, as asked for.
+
+        Returns which of them were prefetched and used now first [R].
+        """
         first = self.fresh[rows, layer, slots]
         self.fresh[rows, layer, slots] = False
-        self.last_used[rows, layer, slots] = self.tick[layer]
+        self.last_used[rows, layer, slots] = self.tick[layer] + 1 / (ranks + 2)  # the best is the most recent of them
         self.uses[rows, layer, experts] += 1
         return first
 

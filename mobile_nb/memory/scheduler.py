@@ -82,7 +82,7 @@ class Scheduler:
             absent = chosen & (slot < 0)
             if absent.any():
                 self._queue.append(_Queued(layer, int(expert), absent, now.copy()))
-        self.pump()
+        self.pump(chosen)
 
     def _pairs(self, wanted: Iterable[Wanted]) -> list[tuple[int, int]]:
         layers, experts = self.cache.layers, self.cache.experts
@@ -98,12 +98,12 @@ class Scheduler:
             )
         return pairs
 
-    def pump(self) -> None:
-        """Starts the queued prefetches, in order, that the link had time for until now."""
+    def pump(self, among: np.ndarray | bool = True) -> None:
+        """Starts the queued prefetches, in order, that the link had time for until now; `among` [C] limits it to some."""
         if self._missing:
             return
         for entry in self._queue:
-            rows = self._all[entry.pending & self.link.can_start(entry.since)]
+            rows = self._all[entry.pending & among & self.link.can_start(entry.since)]
             if rows.size:
                 entry.pending[rows] = False
                 rows = rows[self.cache.slot_of[rows, entry.layer, entry.expert] < 0]
@@ -140,7 +140,7 @@ class Scheduler:
         counts["misses"][:, layer] += (asked & ~resident).sum(axis=1)
 
         row, col = np.nonzero(resident)
-        first = cache.touch(row, layer, ids[row, col], slot[row, col])
+        first = cache.touch(row, layer, ids[row, col], slot[row, col], col)
         np.add.at(counts["used"][:, layer], row, first)
         link.compute_landed(layer, slot, seconds, landed)
         hand = [(int(ids[0, j]), int(slot[0, j])) for j in np.flatnonzero(landed[0])]  # configuration 0, to be computed
@@ -161,7 +161,7 @@ class Scheduler:
             slot[rows, j] = slots
             ready[rows, j] = link.ready[rows, layer, slots]
             waiting[rows, j] = barred[rows, slots] = True
-            cache.touch(rows, layer, experts, slots)
+            cache.touch(rows, layer, experts, slots, j)
         self._missing = False
         self.pump()
         yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting, hand)

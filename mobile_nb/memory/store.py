@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..vocabulary import MobileError
+from .host import host_memory
 
 ALIGN = 128  # bytes; grouped matrix products want 16
 
@@ -57,31 +58,52 @@ class Layout:
             for name, shape, offset in self.parts
         }
 
+    def blocks_of(self, experts: nn.Module, count: int) -> torch.Tensor | None:
+        """The blocks [E, numel] in host memory whose views the parameters are, or None where they lie otherwise."""
+        parameters = [getattr(experts, name).data for name, _, _ in self.parts]
+        first = parameters[0]
+        if first.device.type != "cpu":
+            return None
+        begin, end = first.storage_offset(), first.storage_offset() + count * self.numel
+        if end * self.dtype.itemsize > first.untyped_storage().nbytes():
+            return None
+        blocks = first.as_strided((count, self.numel), (self.numel, 1), begin)
+        same = all(
+            p.data_ptr() == view.data_ptr() and p.stride() == view.stride()
+            for p, view in zip(parameters, self.views(blocks).values(), strict=True)
+        )
+        return blocks if same else None
+
 
 class Arena:
     """The experts of one layer in host memory: blocks [E, numel], page-locked where `pin` works.
 
     The experts' parameters become views of the arena, so that the weights exist once; `release` gives them back
-    contiguous memory of their own, on the device where they were.
+    contiguous memory of their own, on the device where they were. Parameters that lie as an arena already, as `load`
+    makes them, are adopted: nothing is copied, and nothing changes on release.
     """
 
     def __init__(self, experts: nn.Module, count: int, *, pin: bool = False):
         self.layout = Layout.of(experts, count)
-        self.blocks = torch.empty(count, self.layout.numel, dtype=self.layout.dtype)
-        self.pinned = False
-        if pin:
-            try:
-                self.blocks = self.blocks.pin_memory()
-                self.pinned = True
-            except RuntimeError:
-                pass  # the system allows no more page-locked memory: copies work, slower; the report says so
-        self._experts = experts
+        self._experts = None
+        found = self.layout.blocks_of(experts, count)
+        if found is not None:
+            self.blocks, self.pinned = found, pin and found.is_pinned()
+            return
+        self.blocks, self.pinned = new_blocks(self.layout, count, pin=pin)
         self._device = next(experts.parameters(recurse=False)).device
+        views = self.layout.views(self.blocks)
         with torch.no_grad():
-            for name, view in self.layout.views(self.blocks).items():
-                parameter = getattr(experts, name)
-                view.copy_(parameter.data)
-                parameter.data = view if self._device.type == "cpu" else parameter.data.new_empty(0)
+            for name, view in views.items():
+                view.copy_(getattr(experts, name).data)
+            self._experts = experts  # from here on the arena may hold what the parameters do not
+            try:
+                for name, view in views.items():
+                    parameter = getattr(experts, name)
+                    parameter.data = view if self._device.type == "cpu" else parameter.data.new_empty(0)
+            except BaseException:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Gives the parameters their own contiguous memory again. Doing it twice does nothing."""
@@ -89,6 +111,12 @@ class Arena:
             for name, view in self.layout.views(self.blocks).items():
                 getattr(self._experts, name).data = view.to(self._device, copy=True).contiguous()
             self._experts = None
+
+
+def new_blocks(layout: Layout, count: int, *, pin: bool = False) -> tuple[torch.Tensor, bool]:
+    """Host memory for `count` experts, blocks [E, numel], uninitialised, and whether it is page-locked."""
+    memory, pinned = host_memory(count * layout.nbytes, pin=pin)
+    return memory.view(layout.dtype).view(count, layout.numel), pinned
 
 
 class Slots:
@@ -105,4 +133,4 @@ class Slots:
         self.views = arena.layout.views(self.blocks)
 
 
-__all__ = ["Arena", "Layout", "Slots"]
+__all__ = ["Arena", "Layout", "Slots", "new_blocks"]

@@ -16,7 +16,7 @@ import numpy as np
 class History:
     """What is known of one layer's slots. Shapes [C, S]."""
 
-    last_used: np.ndarray  # request count of the layer when the resident was last asked for or fetched
+    last_used: np.ndarray  # request count of the layer when it was last asked for or fetched, plus up to 1/2 by rank
     uses: np.ndarray  # how often the layer has asked for this expert since the start
     fetched: np.ndarray  # request count when it came
 
@@ -31,7 +31,10 @@ class Evict(Protocol):
 
 @dataclass(frozen=True)
 class LRU:
-    """The one not asked for the longest leaves."""
+    """The one not asked for the longest leaves; of those asked for at once, the one that was ranked lowest.
+
+    So more slots never mean fewer hits, as long as all that one token asks for fits at once.
+    """
 
     def score(self, history: History) -> np.ndarray:
         return history.last_used

@@ -9,6 +9,7 @@ with offload(model, systems.mobile(slots=16), tokenizer=tokenizer) as engine:
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 
 import torch
 
@@ -19,7 +20,7 @@ from ..memory.link import SimulatedLink
 from ..model.adapters import find_layers, geometry_of, rolls_back
 from ..trace import Trace
 from ..vocabulary import MobileError
-from .config import MobileConfig, choose_slots
+from .config import QUESTIONS, MobileConfig, choose_slots
 from .engine import Engine
 from .serve import Server
 
@@ -114,6 +115,9 @@ def _conditions(model, config, costs: Costs, slots: int, chosen: str, server: Se
         "geometry": costs.geometry.name,
         "model": type(model).__name__,
         "system": repr(config),
+        "questions": {question: repr(getattr(config, question)) for question in QUESTIONS},
+        "hardware_rates": asdict(costs.hardware),
+        "geometry_sizes": asdict(costs.geometry),
         "layers": len(server.layers),
         "experts": server.layers[0].num_experts,
         "top_k": server.layers[0].top_k,

@@ -151,12 +151,10 @@ class Server:
     def _hit(self, at: int, hidden, index, weights) -> torch.Tensor:
         """Every expert is on the device for good: expert e lives in slot e, and nothing needs to be looked up."""
         if len(hidden) == 1:
-            amount = index.shape[1]
-            seconds = amount * self.costs.expert_s()
+            amounts = [1] * index.shape[1]
         else:
-            counts = torch.unique(index, return_counts=True)[1].tolist()
-            amount, seconds = len(counts), sum(self.costs.expert_s(n) for n in counts)
-        self.scheduler.all_hit(at, amount, seconds)
+            amounts = torch.unique(index, return_counts=True)[1].tolist()
+        self.scheduler.all_hit(at, len(amounts), self.costs.experts_s(amounts))
         return self._compute[at](hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
