@@ -1,0 +1,224 @@
+"""Train the shipped OLMoE-shaped model on the word problems and export it in Hugging Face format.
+
+    python data/recipes/train.py --tokens 8000000
+
+The run is cut into steps of about 4,000 tokens; Muon moves the matrices, AdamW the rest, the learning rate warms up,
+stays and decays to zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): a router left alone
+puts its mass on one expert and then half or a quarter of the experts lose nothing. A run that was interrupted
+continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import batches  # noqa: E402
+import experts  # noqa: E402
+import measure  # noqa: E402
+import olmoe  # noqa: E402
+import torch  # noqa: E402
+import vocabulary  # noqa: E402
+from torch import Tensor  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+from transformers import OlmoeForCausalLM  # noqa: E402
+
+from mobile_nb.analysis import tasks  # noqa: E402
+
+QUESTION_WEIGHT = 0.1
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny-olmoe", help="folder of the exported model")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "tiny-olmoe", help="folder of checkpoints and log")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=int, default=8_000_000, help="tokens to train on (default: 8 million)")
+    budget.add_argument("--minutes", type=float, help="minutes to train for instead; then a rerun is not bit-equal")
+    parser.add_argument("--batch", type=int, default=4096, help="tokens a step (default: 4096)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the problems (default: 0)")
+    parser.add_argument("--muon", type=float, default=0.02, help="learning rate of the matrices (default: 0.02)")
+    parser.add_argument("--adam", type=float, default=3e-3, help="learning rate of the rest (default: 0.003)")
+    parser.add_argument("--router", type=float, default=0.1, help="factor on the router's learning rate (default: 0.1)")
+    parser.add_argument("--entropy", type=float, default=0.02, help="bonus on the router's entropy (default: 0.02)")
+    parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balance loss (default: 0.01)")
+    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default: 180)")
+    parser.add_argument("--check-every", type=int, default=1_500_000, help="tokens between checks and exports")
+    parser.add_argument("--check-problems", type=int, default=200, help="validation problems a check (default: 200)")
+    parser.add_argument("--init", type=Path, help="checkpoint whose weights (nothing else) a new run starts from")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of continuing from a checkpoint")
+    return parser.parse_args(arguments)
+
+
+def save(path: Path, write) -> None:
+    """Write beside `path` and move into place, so that a half-written file never replaces a good one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    os.replace(beside, path)
+
+
+def export(model, tokenizer, log: Path, out: Path) -> None:
+    """Write weights in bfloat16, configuration, tokenizer and log into `out`, each file moved into place whole."""
+    beside = out.with_name(out.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    plain = OlmoeForCausalLM(model.config)
+    plain.load_state_dict({name: value.detach().cpu() for name, value in model.state_dict().items()})
+    plain.to(torch.bfloat16).save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    settings = json.loads((beside / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version knows
+    (beside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.copy(log, beside / "training_log.jsonl")
+    out.mkdir(parents=True, exist_ok=True)
+    for made in sorted(beside.iterdir()):
+        made.chmod(0o644)
+        os.replace(made, out / made.name)
+    beside.rmdir()
+
+
+class Trainer:
+    """Everything that a checkpoint holds, and the loop over batches."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.tokenizer = options, vocabulary.build()
+        self.model = olmoe.build_model(self.tokenizer, options.seed).to(options.device)
+        self.model.set_attn_implementation("eager" if options.device == "cpu" else "sdpa")
+        self.fast = experts.install() if options.device == "cpu" else "grouped_mm"
+        self.optimizers = olmoe.optimizers(self.model, options.muon, options.adam, options.router)
+        self.step, self.tokens, self.seconds, self.place = 0, 0, 0.0, None
+        self.routing: list[Tensor] = []
+        for router in measure.routers(self.model):
+            router.register_forward_hook(lambda _m, _i, output: self.routing.append(output[0]))
+        self.log = options.run / "log.jsonl"
+        self.checkpoint = options.run / "checkpoint.pt"
+        if self.checkpoint.exists() and not options.fresh:
+            self._load()
+        else:
+            if options.init:
+                kept = torch.load(options.init, map_location=options.device, weights_only=True)
+                self.model.load_state_dict(kept["model"])
+            save(self.log, lambda path: path.write_text(""))
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.options.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.place = tuple(state["place"])
+        lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        save(self.log, lambda path: path.write_text("".join(line + "\n" for line in lines)))
+
+    def keep(self, path: Path) -> None:
+        """Write a checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "place": self.place,
+        }
+        save(path, lambda beside: torch.save(state, beside))
+
+    def note(self, **values: float) -> None:
+        """Add one line to the log."""
+        line = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1), **values}
+        with self.log.open("a") as file:
+            file.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+
+    def progress(self) -> float:
+        if self.options.minutes:
+            return self.seconds / (60 * self.options.minutes)
+        return self.tokens / self.options.tokens
+
+    def train_step(self, batch: batches.Batch) -> tuple[float, float]:
+        """One update; returns the language loss and the router entropy."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * olmoe.rate(self.progress())
+        self.routing.clear()
+        with torch.autocast(self.options.device, dtype=torch.bfloat16):
+            logits = self.model(input_ids=batch.ids, use_cache=False).logits
+        language, balance, entropy = olmoe.losses(self.model, logits, self.routing, batch)
+        (language + self.options.balance * balance - self.options.entropy * entropy).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return language.item(), entropy.item()
+
+    def check(self) -> dict[str, float]:
+        """Exact match on validation problems at K, K/2 and K/4 experts."""
+        problems = tasks.load("word-problems", split="validation", n=self.options.check_problems, seed=1)
+        self.model.eval().set_experts_implementation("grouped_mm")
+        found = {}
+        for count in (8, 4, 2):
+            texts = measure.solve(self.model, self.tokenizer, problems, count=count)
+            found[f"exact_match_{count}"] = measure.accuracy(problems, texts)
+        self.routing.clear()
+        self.model.train().set_experts_implementation(self.fast)
+        return found
+
+    def run(self) -> None:
+        """Train until the budget is spent, checking, saving and exporting on the way."""
+        options = self.options
+        stream = batches.stream(
+            self.tokenizer, seed=options.seed, tokens=options.batch, question_weight=QUESTION_WEIGHT, after=self.place
+        )
+        self.model.train().set_experts_implementation(self.fast)
+        saved, stable, sums = time.perf_counter(), False, []
+        with tqdm(total=100, unit="%", initial=round(100 * self.progress(), 2)) as bar:
+            while self.progress() < 1:
+                started = time.perf_counter()
+                batch = next(stream)
+                batch = batches.Batch(batch.ids.to(options.device), batch.weights.to(options.device), batch.place)
+                sums.append(self.train_step(batch))
+                before, self.tokens = self.tokens, self.tokens + int((batch.weights > 0).sum())
+                self.step, self.place = self.step + 1, batch.place
+                self.seconds += time.perf_counter() - started
+                bar.update(round(100 * self.progress(), 2) - bar.n)
+                if self.step % 20 == 0:
+                    loss, entropy = (sum(column) / len(column) for column in zip(*sums, strict=True))
+                    self.note(loss=loss, router_entropy=entropy)
+                    bar.set_postfix(loss=f"{loss:.3f}", entropy=f"{entropy:.2f}", tokens=f"{self.tokens / 1e6:.2f}M")
+                    sums = []
+                if not stable and self.progress() > 1 - olmoe.DECAY:
+                    stable = True
+                    self.keep(options.run / "before-decay.pt")
+                if time.perf_counter() - saved > options.save_every:
+                    saved = time.perf_counter()
+                    self.keep(self.checkpoint)
+                if self.tokens // options.check_every != before // options.check_every:
+                    self.note(**self.check())
+                    export(self.model, self.tokenizer, self.log, options.out)
+        self.keep(self.checkpoint)
+        self.note(**self.check())
+        export(self.model, self.tokenizer, self.log, options.out)
+
+
+def main() -> None:
+    options = parse()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda was asked for, but this machine has no CUDA device; use --device cpu")
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    Trainer(options).run()
+
+
+if __name__ == "__main__":
+    main()
