@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": ".model.load",
     "offload": ".runtime.offload",
+    "plan": ".runtime.plan",
     "Engine": ".runtime.engine",
     "Generation": ".runtime.generation",
     "MobileConfig": ".runtime.config",

@@ -63,8 +63,8 @@ def plain(model, ids, n: int, **named) -> list[int]:
 
 
 def routers(model) -> list[torch.nn.Module]:
-    """The modules that read `top_k` on every forward: those that have it and weights of their own."""
-    found = [m for m in model.modules() if isinstance(getattr(m, "top_k", None), int) and "weight" in m._parameters]
+    """The modules that read `top_k` on every forward: those that have it and no experts."""
+    found = [m for m in model.modules() if isinstance(getattr(m, "top_k", None), int) and not hasattr(m, "experts")]
     assert found, f"no router in {type(model).__name__}"
     return found
 
@@ -84,7 +84,7 @@ def top_k(model, k: int):
 
 @torch.no_grad()
 def big_prompt_then_little(model, ids, n: int, k: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy decoding as a bare loop over model(): the prompt with all experts, then k of them. Tokens, logits [n, V]."""
+    """Greedy decoding as a bare loop over model(): the prompt with all experts, then k. Tokens, logits [n, V]."""
     out = model(ids, use_cache=True)
     tokens, logits = [], []
     with top_k(model, k):

@@ -1,4 +1,4 @@
-"""Laws 1, 2, 4 and 5: what is cached, prefetched and evicted never touches the text; gamma's ends are the two models."""
+"""Laws 1, 2, 4 and 5: caching, prefetching and evicting never touch the text; gamma's ends are the two models."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Laws 3 and 7: what moves is what was missed or prefetched, nothing else and never back; and time only goes forward."""
+"""Laws 3 and 7: what moves is what was missed or prefetched, and never back; and time only goes forward."""
 
 import itertools
 
@@ -47,8 +47,10 @@ def test_every_byte_is_a_miss_or_a_prefetch(name, slots):
 
 
 @every_architecture
-def test_one_fetch_moves_one_padded_block(name):
-    with offload(make(name), systems.on_demand(slots=2)) as engine:
+@pytest.mark.parametrize("inner", [24, 64])
+def test_one_fetch_moves_one_padded_block(name, inner):
+    field = "moe_intermediate_size" if name.startswith(("qwen", "deepseek")) else "intermediate_size"
+    with offload(make(name, **{field: inner}).half(), systems.on_demand(slots=2)) as engine:
         blocks = engine._server.arenas[0].blocks
         assert engine.trace.conditions["expert_bytes"] == blocks[0].nbytes
 
@@ -90,7 +92,7 @@ def test_a_dropped_expert_is_not_asked_for():
     """With a lossy answer to misses, only what is really asked for counts, and at least one expert runs."""
     engine, _ = written(make(), MobileConfig(slots=3, miss=Drop()))
     for done in engine.trace.passes[1:]:
-        assert (1 <= done.requests).all() and (done.requests <= 3).all()
+        assert (done.requests >= 1).all() and (done.requests <= 3).all()
         assert (done.misses == 0).all() or (done.requests == done.misses).any()
 
 
@@ -147,9 +149,9 @@ def test_slower_links_take_longer_and_change_nothing_else():
 
 
 def test_the_evicted_router_saves_time_when_everything_falls_back():
-    """The headline's direction, on a link that is the bottleneck: big passes prefetched beat the same passes on demand."""
-    model = make()
-    named = {"geometry": "olmoe-1b-7b", "n": 16}
-    fetched, _ = written(model, systems.mobile(gamma=1.1, slots=5), **named)
-    asked, _ = written(model, systems.mobile(gamma=1.1, slots=5, prefetch=Nothing()), **named)
-    assert fetched.trace.passes[-1].end < asked.trace.passes[-1].end
+    """The headline's direction, where the link is the bottleneck: prefetched big passes beat those on demand."""
+    times = {EvictedRouter(): 0.0, Nothing(): 0.0}
+    for prefetch, slots in itertools.product(times, (4, 5, 6)):
+        config = systems.mobile(gamma=1.1, slots=slots, prefetch=prefetch)
+        times[prefetch] += written(make(), config, geometry="olmoe-1b-7b", n=12)[0].trace.passes[-1].end
+    assert times[EvictedRouter()] < times[Nothing()]

@@ -42,8 +42,7 @@ def test_a_demand_overtakes_prefetches_that_have_not_started():
     ask(scheduler, 0, 7)
     ask(scheduler, 1, 1, 2)
     kinds = [(kind, layer, expert) for kind, layer, expert, _, _ in copies(scheduler)]
-    assert kinds == [("prefetch", 1, 1), ("demand", 0, 7), ("prefetch", 1, 2), ("demand", 1, 2)][:2] + kinds[2:]
-    assert kinds[2:] in ([("prefetch", 1, 2)], [("demand", 1, 2)])
+    assert kinds == [("prefetch", 1, 1), ("demand", 0, 7), ("prefetch", 1, 2)]  # and 3 comes too late
 
 
 def test_a_demand_overtakes_also_where_experts_take_turns():

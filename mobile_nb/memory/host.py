@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 
 PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every CUDA context of the process
+
+
+Buffer = mmap.mmap | np.ndarray
 
 
 class _PageLocked(mmap.mmap):
@@ -25,8 +31,8 @@ class _PageLocked(mmap.mmap):
             self.unlock()
 
 
-def host_memory(nbytes: int, *, pin: bool = False) -> tuple[torch.Tensor, bool]:
-    """uint8 [nbytes], uninitialised, and whether it is page-locked.
+def host_memory(nbytes: int, *, pin: bool = False) -> tuple[Buffer, bool]:
+    """Uninitialised memory as a buffer that `torch.frombuffer` takes, and whether it is page-locked.
 
     Args:
         pin: ask for page-locked memory. Where the system gives none (no card, no room, a limit), the memory is
@@ -35,19 +41,37 @@ def host_memory(nbytes: int, *, pin: bool = False) -> tuple[torch.Tensor, bool]:
     if pin and nbytes:
         with contextlib.suppress(RuntimeError, OSError, AttributeError):
             return _locked(nbytes), True
-    return torch.empty(nbytes, dtype=torch.uint8), False
+    return torch.empty(nbytes, dtype=torch.uint8).numpy(), False
 
 
-def _locked(nbytes: int) -> torch.Tensor:
+def _locked(nbytes: int) -> _PageLocked:
     memory = _PageLocked(-1, nbytes)
-    tensor = torch.frombuffer(memory, dtype=torch.uint8)  # its storage keeps `memory`, also through every view
-    cuda, address = torch.cuda.cudart(), tensor.data_ptr()
+    cuda, address = torch.cuda.cudart(), torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     if int(cuda.cudaHostRegister(address, nbytes, PORTABLE)) != 0:
-        with contextlib.suppress(RuntimeError):
-            torch.zeros(1, device="cuda")  # CUDA remembers the refusal and would blame the next kernel for it
+        _forget_the_refusal()
         raise RuntimeError("the system allows no more page-locked memory")
     memory.unlock = lambda: cuda.cudaHostUnregister(address)
-    return tensor
+    return memory
 
 
-__all__ = ["host_memory"]
+def _forget_the_refusal() -> None:
+    """CUDA keeps the last error and would blame the next kernel for it; launching one takes it off."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+
+
+def host_gb() -> float | None:
+    """Memory of this machine, or of the container that it is."""
+    try:
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows
+        return None
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            most = min(most, int(Path(limit).read_text()))
+        except (OSError, ValueError):
+            continue
+    return most / 1e9
+
+
+__all__ = ["host_gb", "host_memory"]

@@ -99,7 +99,7 @@ class Scheduler:
         return pairs
 
     def pump(self, among: np.ndarray | bool = True) -> None:
-        """Starts the queued prefetches, in order, that the link had time for until now; `among` [C] limits it to some."""
+        """Starts the queued prefetches, in order, that the link had time for until now, or `among` [C] of them."""
         if self._missing:
             return
         for entry in self._queue:

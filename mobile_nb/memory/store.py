@@ -84,15 +84,14 @@ class Arena:
     """
 
     def __init__(self, experts: nn.Module, count: int, *, pin: bool = False):
-        self.layout = Layout.of(experts, count)
+        self.layout, self.count = Layout.of(experts, count), count
         self._experts = None
         found = self.layout.blocks_of(experts, count)
         if found is not None:
             self.blocks, self.pinned = found, pin and found.is_pinned()
             return
-        self.blocks, self.pinned = new_blocks(self.layout, count, pin=pin)
+        self.blocks, views, self.pinned = new_blocks(self.layout, count, pin=pin)
         self._device = next(experts.parameters(recurse=False)).device
-        views = self.layout.views(self.blocks)
         with torch.no_grad():
             for name, view in views.items():
                 view.copy_(getattr(experts, name).data)
@@ -105,6 +104,14 @@ class Arena:
                 self.release()
                 raise
 
+    def copy_to(self, expert: int, block: torch.Tensor) -> None:
+        """Fills a slot [numel]; from page-locked memory to a card it returns before the copy is over."""
+        block.copy_(self.blocks[expert], non_blocking=True)
+
+    def filled(self, device: torch.device) -> torch.Tensor:
+        """Every expert, blocks [E, numel] on `device`: the arena itself where it is there already."""
+        return self.blocks.to(device)
+
     def release(self) -> None:
         """Gives the parameters their own contiguous memory again. Doing it twice does nothing."""
         if self._experts is not None:
@@ -113,10 +120,22 @@ class Arena:
             self._experts = None
 
 
-def new_blocks(layout: Layout, count: int, *, pin: bool = False) -> tuple[torch.Tensor, bool]:
-    """Host memory for `count` experts, blocks [E, numel], uninitialised, and whether it is page-locked."""
+def new_blocks(layout: Layout, count: int, *, pin: bool = False):
+    """Host memory for `count` experts, uninitialised.
+
+    Returns:
+        blocks [E, numel], each parameter as a view [E, *shape] by name, and whether the memory is page-locked. Each
+        view has a storage of its own on the same memory: `save_pretrained` takes views of one storage for tied weights.
+    """
     memory, pinned = host_memory(count * layout.nbytes, pin=pin)
-    return memory.view(layout.dtype).view(count, layout.numel), pinned
+    size = layout.dtype.itemsize
+    flat = {offset: torch.frombuffer(memory, dtype=torch.uint8, offset=offset * size) for _, _, offset in layout.parts}
+    blocks = torch.frombuffer(memory, dtype=torch.uint8).view(layout.dtype).view(count, layout.numel)
+    views = {
+        name: flat[offset].view(layout.dtype).as_strided(view.shape, view.stride())
+        for (name, _, offset), view in zip(layout.parts, layout.views(blocks).values(), strict=True)
+    }
+    return blocks, views, pinned
 
 
 class Slots:
@@ -126,8 +145,8 @@ class Slots:
     """
 
     def __init__(self, arena: Arena, count: int, device: torch.device):
-        if count == len(arena.blocks):
-            self.blocks = arena.blocks.to(device)
+        if count == arena.count:
+            self.blocks = arena.filled(device)
         else:
             self.blocks = torch.empty(count, arena.layout.numel, dtype=arena.layout.dtype, device=device)
         self.views = arena.layout.views(self.blocks)

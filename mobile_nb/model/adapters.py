@@ -12,6 +12,7 @@ from torch import nn
 from ..hardware import Geometry
 from ..memory.store import Layout
 from ..vocabulary import MobileError
+from .probe import Asked, ask_block, ask_model
 
 PROBES = 64  # random tokens with which a block is asked how it routes
 
@@ -24,6 +25,8 @@ class MoELayer:
         name: of the block in the model.     block: the module that routes and calls `experts`.
         experts: its fused-experts module.   num_experts, top_k: E and K.
         renormalises: the router divides its K weights by their sum, so that fewer of them must be scaled up.
+        router: the child that gives (…, weights, index) for hidden states alone; None where the block is needed.
+        scale: [E] by which the router multiplies its weights at the very end, or None.
     """
 
     name: str
@@ -33,57 +36,31 @@ class MoELayer:
     top_k: int
     renormalises: bool
     router: nn.Module | None = None
+    scale: torch.Tensor | None = None
 
     def route(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The K experts, best first [T, K], that this layer's router gives to hidden states [T, H]."""
+        """The K experts, best first [T, K], that this layer's router gives to hidden states [T, H].
+
+        Raises:
+            MobileError: it needs more than hidden states, so that nobody can ask it ahead of time.
+        """
         if self.router is not None:
-            _, weights, index = self.router(hidden)
+            _, weights, index = self.router(hidden)[:3]
         else:
-            index, weights = _probe(self.block, hidden, None)
+            try:
+                asked = ask_block(self.block, hidden)
+            except Exception as problem:
+                raise MobileError(
+                    f"the router of `{self.name}` cannot be asked ahead of time: it needs more than hidden states; use "
+                    "another prefetcher than the next layer's gate, such as systems.mobile() has."
+                ) from problem
+            index, weights = asked.index, asked.weights
         order = weights.sort(dim=-1, descending=True, stable=True).indices
         return index.gather(-1, order)
 
 
-class _Recorder(nn.Module):
-    """Stands in for `experts` and notes how it is called."""
-
-    def __init__(self):
-        super().__init__()
-        self.call: tuple | None = None
-
-    def forward(self, hidden, index, weights, *rest, **named):
-        self.call = (index, weights)
-        return torch.zeros_like(hidden)
-
-
-def _probe(block: nn.Module, hidden: torch.Tensor, watch: list | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs a block on hidden [T, H] with its experts replaced; returns index and weights [T, K] that they were given.
-
-    `watch` receives the child module whose output, (logits, weights, index), is what the experts got: the router.
-    """
-    recorder, experts, hooks = _Recorder(), block.experts, []
-    outputs: list = []
-    if watch is not None:
-        for child in block.children():
-            hooks.append(child.register_forward_hook(lambda module, _, output: outputs.append((module, output))))
-    block.experts = recorder
-    try:
-        with torch.no_grad():
-            block(hidden[None])
-    finally:
-        block.experts = experts
-        for hook in hooks:
-            hook.remove()
-    index, weights = recorder.call
-    for module, output in outputs:
-        same = isinstance(output, tuple) and len(output) == 3 and output[2] is index and output[1] is weights
-        if watch is not None and same:
-            watch.append(module)
-    return index, weights
-
-
 def find_layers(model: nn.Module) -> list[MoELayer]:
-    """All MoE layers of a model, in the order of computation.
+    """All MoE layers that a text reaches, in the order of computation.
 
     Raises:
         MobileError: there are none, or one that is not understood; the sentence names what was found and expected.
@@ -104,7 +81,15 @@ def find_layers(model: nn.Module) -> list[MoELayer]:
             "module (3-D weights, called with hidden states, expert ids and weights), as OLMoE, Qwen-MoE, DeepSeek and "
             "Mixtral have in transformers 5."
         )
-    return [_layer(name, block, kind) for name, block in fused]
+    if not getattr(model, "can_generate", lambda: True)() or model.get_output_embeddings() is None:
+        raise MobileError(f"{kind} does not write text token by token, and that is what the offloaded loop does.")
+    layers = [
+        _layer(name, block, kind, asked)
+        for (name, block), asked in zip(fused, _ask(model, fused, kind), strict=True)
+        if asked is not None
+    ]
+    _check_alike(layers, kind)
+    return layers
 
 
 def fused_experts(model: nn.Module) -> list[nn.Module]:
@@ -121,39 +106,87 @@ def _is_fused(experts: nn.Module) -> bool:
     return "down_proj" in own and own["down_proj"].dim() == 3 and callable(getattr(experts, "forward", None))
 
 
-def _layer(name: str, block: nn.Module, kind: str) -> MoELayer:
-    experts = block.experts
-    down = experts.down_proj
-    hidden_size = down.shape[-1] if getattr(experts, "is_transposed", False) else down.shape[-2]
-    where = next((p for n, p in block.named_parameters() if not n.startswith("experts.")), down)
-    generator = torch.Generator().manual_seed(0)
-    hidden = 4 * torch.randn(PROBES, hidden_size, generator=generator)
-    router: list = []
+def _ask(model, fused: list[tuple[str, nn.Module]], kind: str) -> list[Asked | None]:
+    """How each block routes. Blocks are asked one by one where they take hidden states alone and all of them serve text;
+    otherwise the whole model reads a short text, and None stands for a block that it does not reach."""
+    answers, problem = [], None
     try:
-        index, weights = _probe(block, hidden.to(where.device, where.dtype), router)
-        ok = index.shape == weights.shape and index.dim() == 2 and len(index) == PROBES
-    except Exception as problem:
+        answers = [ask_block(block, _hidden(block)) for _, block in fused]
+        if model.config.get_text_config() is model.config:
+            return answers
+    except Exception as caught:
+        problem = caught
+    name = fused[len(answers) % len(fused)][0]
+    try:
+        reached = ask_model(model, [block for _, block in fused])
+    except Exception as caught:
         raise MobileError(
-            f"`{name}` of {kind} could not be asked how it routes ({type(problem).__name__}: {problem}); expected a "
-            "block that takes hidden states alone and calls experts(hidden, index, weights)."
-        ) from problem
-    if not ok:
+            f"`{name}` of {kind} could not be asked how it routes ({type(caught).__name__}: {_short(caught)}); expected "
+            "blocks that call experts(hidden, index, weights), in a model that reads text."
+        ) from (problem or caught)
+    if not any(reached):
+        raise MobileError(f"{kind} has fused experts, such as `{name}.experts`, and reads text without calling them.")
+    if problem is None:  # what a block answers on its own, on more tokens, tells more
+        return [answer if there else None for answer, there in zip(answers, reached, strict=True)]
+    return reached
+
+
+def _short(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:120].rstrip(".") or "it said nothing"
+
+
+def _hidden(block: nn.Module) -> torch.Tensor:
+    """Random hidden states [PROBES, H] for a block."""
+    down = block.experts.down_proj
+    size = down.shape[-1] if getattr(block.experts, "is_transposed", False) else down.shape[-2]
+    where = next((p for n, p in block.named_parameters() if not n.startswith("experts.")), down)
+    hidden = 4 * torch.randn(PROBES, size, generator=torch.Generator().manual_seed(0))
+    return hidden.to(where.device, where.dtype)
+
+
+def _layer(name: str, block: nn.Module, kind: str, asked: Asked) -> MoELayer:
+    index, weights = asked.index, asked.weights
+    if index.shape != weights.shape or index.dim() != 2 or len(index) != len(asked.hidden):
         raise MobileError(
             f"`{name}.experts` of {kind} was called with index {tuple(index.shape)} and weights "
             f"{tuple(weights.shape)}; expected both as [tokens, K]."
         )
-    totals = weights.float().sum(dim=-1)
+    scale = getattr(asked.router, "per_expert_scale", None)
+    totals = (weights if scale is None else weights / scale[index]).float().sum(dim=-1)
     spread = (totals.std() / totals.mean().abs().clamp_min(1e-9)).item()
     fixed = 1e-4 if weights.dtype == torch.float32 else 4e-3
     return MoELayer(
         name=name,
         block=block,
-        experts=experts,
-        num_experts=down.shape[0],
+        experts=block.experts,
+        num_experts=block.experts.down_proj.shape[0],
         top_k=index.shape[1],
         renormalises=spread < fixed,
-        router=router[0] if router else None,
+        router=asked.router if _routes_alone(asked) else None,
+        scale=scale,
     )
+
+
+def _routes_alone(asked: Asked) -> bool:
+    """Whether router(hidden [T, H]) alone gives what the block got from it; some want a correction bias beside it."""
+    if asked.router is None:
+        return False
+    try:
+        with torch.no_grad():
+            return torch.equal(asked.router(asked.hidden)[2], asked.index)
+    except Exception:
+        return False
+
+
+def _check_alike(layers: list[MoELayer], kind: str) -> None:
+    """Raises where layers differ in what one cache and one cost stand for."""
+    sizes = {
+        (layer.num_experts, layer.top_k, Layout.of(layer.experts, layer.num_experts).nbytes): layer.name
+        for layer in layers
+    }
+    if len(sizes) > 1:
+        found = "; ".join(f"`{name}`: {e} experts, {k} active, {b:,} bytes each" for (e, k, b), name in sizes.items())
+        raise MobileError(f"the MoE layers of {kind} differ, and one cache serves layers that are alike ({found}).")
 
 
 def geometry_of(model: nn.Module, layers: list[MoELayer]) -> Geometry:

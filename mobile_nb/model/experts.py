@@ -76,19 +76,23 @@ class SlotExperts:
         return weights.to(out.dtype) @ out
 
 
-def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool):
+def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool, scale=None):
     """The `run` largest-weighted of each token's K experts: index and weights [T, run], largest first.
+
+    Where a router multiplies its weights by a `scale` [E] at the very end, largest is meant before that.
 
     With `over` None the weights follow the model's own rule (seams.md): as they are, or, where the router divides its
     K weights by their sum, as it would divide fewer. Otherwise they are scaled by sum(K) / sum(the `over` largest).
     """
-    ranked, order = weights.sort(dim=-1, descending=True, stable=True)
+    plain = weights if scale is None else weights / scale[index]
+    ranked, order = plain.sort(dim=-1, descending=True, stable=True)
     kept = ranked[..., :run]
     if over is None and renormalises:
         over = run
     if over is not None:
         kept = kept * (ranked.sum(-1, keepdim=True) / ranked[..., :over].sum(-1, keepdim=True))
-    return index.gather(-1, order[..., :run]), kept
+    index = index.gather(-1, order[..., :run])
+    return index, kept if scale is None else kept * scale[index]
 
 
 __all__ = ["OffloadedExperts", "SlotExperts", "best"]

@@ -14,6 +14,7 @@ import torch
 
 from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
+from .rollback import Rollback
 from .serve import Server, ask, best_first
 
 _LEAN = {"input_ids", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
@@ -79,7 +80,7 @@ class Decoder:
 
         outputs, done = self._pass(PROMPT, prefill, 0)
         evidence, passes, mode, gamma = self._judge(outputs, 0, done), [done], BIG, None
-        self._prepare_rollback(outputs)
+        self.rollback = self._rollback(outputs)
         step, inputs = 0, {}
         while True:
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
@@ -121,12 +122,13 @@ class Decoder:
             return outputs, [done], BIG, self._judge(outputs, step, done), None
         keep = self.keep()
         gamma = getattr(keep, "gamma", None)
+        self.rollback.remember()
         outputs, little = self._pass(LITTLE, forward, step)
         evidence = self._judge(outputs, step, little)
         little.gamma = math.nan if gamma is None else gamma
         if ask(keep, "keep", evidence):
             return outputs, [little], LITTLE, evidence, gamma
-        self._roll_back(outputs)
+        self.rollback.take_back()
         outputs, done = self._pass(BIG, forward, step, best_first(little.ids, little.weights))
         self._judge(outputs, step, done)
         done.gamma = little.gamma
@@ -151,22 +153,13 @@ class Decoder:
         done.confidence = evidence.max_probability
         return evidence
 
-    def _prepare_rollback(self, outputs) -> None:
+    def _rollback(self, outputs) -> Rollback | None:
+        if not self.two_passes:
+            return None
         cache = outputs.get("past_key_values")
-        if self.two_passes and cache is None:
+        if cache is None:
             raise MobileError("the little model needs a KV cache to take a token back from; leave use_cache=True.")
-        if self.two_passes and hasattr(cache, "activate_past_recording"):
-            cache.activate_past_recording()
-
-    def _roll_back(self, outputs) -> None:
-        cache = outputs.past_key_values
-        try:
-            cache.crop(-1)
-        except (AttributeError, NotImplementedError, RuntimeError, ValueError, TypeError) as problem:
-            raise MobileError(
-                f"a {type(cache).__name__} cannot take back one token ({problem}), and a token has to be evicted; "
-                "use the default dynamic cache, or a system without a little model, such as systems.on_demand()."
-            ) from problem
+        return Rollback(cache)
 
 
 __all__ = ["Decoder", "Evidence", "Written"]

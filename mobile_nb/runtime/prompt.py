@@ -19,13 +19,9 @@ def as_model_inputs(prompt, tokenizer, model) -> dict:
         prompt = tokenizer(prompt, return_tensors="pt")
     named = dict(prompt) if hasattr(prompt, "keys") else {"input_ids": prompt}
     named.pop("token_type_ids", None)
-    ids = named.get("input_ids")
-    if ids is None:
+    if "input_ids" not in named:
         raise TypeError(f"a prompt must hold input_ids, got {', '.join(named) or 'nothing'}.")
-    try:
-        ids = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as problem:
-        raise TypeError(f"input_ids must be token ids [T] or [1, T], got {ids!r}.") from problem
+    ids = _tensor("input_ids must be token ids [T] or [1, T]", named["input_ids"])
     if ids.numel() == 0:
         raise ValueError("the prompt is empty: give at least one token.")
     if ids.is_floating_point() or ids.dtype == torch.bool:
@@ -40,11 +36,18 @@ def as_model_inputs(prompt, tokenizer, model) -> dict:
     named["input_ids"] = ids.long().to(device)
     mask = named.get("attention_mask")
     if mask is not None:
-        mask = torch.as_tensor(mask)
+        mask = _tensor("attention_mask must be zeros and ones [T] or [1, T]", mask)
         named["attention_mask"] = (mask[None] if mask.dim() == 1 else mask).to(device)
-    elif tokenizer is not None or ids.shape[1]:
+    else:
         named["attention_mask"] = torch.ones_like(named["input_ids"])
     return named
+
+
+def _tensor(expected: str, given) -> torch.Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise TypeError(f"{expected}, got {given!r}.") from problem
 
 
 def check_request(inputs: dict, kwargs: dict, model) -> None:
@@ -59,6 +62,9 @@ def check_request(inputs: dict, kwargs: dict, model) -> None:
     length = inputs["input_ids"].shape[1]
     if context and length >= context:
         raise ValueError(f"the prompt has {length} tokens, and the model's context holds {context}; shorten it.")
+    mask = list(inputs["attention_mask"].shape)
+    if mask[:-1] != [1] or (mask[1] != length and kwargs.get("past_key_values") is None):
+        raise ValueError(f"attention_mask must have the prompt's shape, [1, {length}], got {mask}.")
     config = kwargs.get("generation_config") or model.generation_config
     for name, plain in (("num_beams", 1), ("num_return_sequences", 1), ("num_beam_groups", 1)):
         value = kwargs.get(name, getattr(config, name, None))

@@ -95,6 +95,8 @@ def replay(
                 f"a replay cannot change {question} from {recorded[question]} to {given}: that changes the text, so it "
                 "needs the model; run it live, with offload."
             )
+    if hardware is None and not about.get("hardware_rates"):
+        raise MobileError("this trace was measured on a machine without a model of its rates: give hardware=.")
     hardware = Hardware(**about["hardware_rates"]) if hardware is None else hardware
     hardware = Hardware.preset(hardware) if isinstance(hardware, str) else hardware
     geometry = Geometry(**about["geometry_sizes"]) if geometry is None else geometry

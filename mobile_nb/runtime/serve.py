@@ -15,6 +15,7 @@ import torch
 
 from ..costs import Costs
 from ..memory.cache import Cache
+from ..memory.disk import DiskArena, HostCache
 from ..memory.scheduler import Scheduler
 from ..memory.store import Arena, Slots
 from ..model.adapters import MoELayer
@@ -51,7 +52,8 @@ class Server:
 
     def __init__(self, layers: list[MoELayer], config: MobileConfig, slots: int, costs: Costs, device, make_link):
         self.layers, self.config, self.costs = layers, config, costs
-        self.arenas: list[Arena] = []
+        self.arenas: list[Arena | DiskArena] = []
+        self.host_cache: HostCache | None = None
         self._slots: list[Slots] = []
         self.link = make_link(self._move)
         experts = layers[0].num_experts
@@ -66,12 +68,18 @@ class Server:
         """Packs each layer's experts into an arena, makes its slots, and takes the experts' place."""
         slots = self.scheduler.cache.expert_in.shape[2]
         for at, layer in enumerate(self.layers):
-            self.arenas.append(Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda"))
+            self.arenas.append(self._arena(at, layer))
             self._slots.append(Slots(self.arenas[-1], slots, self._device))
             self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
             )
+
+    def _arena(self, at: int, layer: MoELayer) -> Arena | DiskArena:
+        files = getattr(layer.experts, "on_disk", None)
+        if files is not None:
+            return DiskArena(files, layer.num_experts, at, self.host_cache)
+        return Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda")
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
@@ -123,7 +131,7 @@ class Server:
             self._routed[at].append((index, weights))
         run, over = self._count(at, layer.top_k)
         if run < layer.top_k or over is not None:
-            index, weights = best(index, weights, run, over, layer.renormalises)
+            index, weights = best(index, weights, run, over, layer.renormalises, layer.scale)
         self.link.elapse(self.costs.layer_s(tokens))
         if self._settled[at] or self._settle(at):
             return self._hit(at, hidden, index, weights)
@@ -223,7 +231,7 @@ class Server:
 
     def _move(self, at: int, expert: int, slot: int) -> None:
         """The copy itself: one block."""
-        self._slots[at].blocks[slot].copy_(self.arenas[at].blocks[expert], non_blocking=True)
+        self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
 
 
 def ask(policy, question: str, *facts):

@@ -1,0 +1,143 @@
+"""Which families of transformers have fused experts, and what they compute without this library: the other side of the
+architecture matrix. Knows nothing about offloading.
+
+Legend: T tokens · K experts asked for · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .adapters import MoELayer
+
+MARK = "use_experts_implementation"  # what transformers writes above a class of fused experts
+GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def architectures() -> list[str]:
+    """The model type of each family with fused experts in the transformers that is installed, its text model's where
+    it has several; read from the source files, so that a new release brings its new ones."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
+
+    folders = {
+        path.parent.name
+        for path in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")
+        if MARK in path.read_text(encoding="utf-8")
+    }
+    types: dict[str, list[str]] = {folder: [] for folder in folders}
+    for name in CONFIG_MAPPING_NAMES:
+        types.get(model_type_to_module_name(name), []).append(name)
+    return sorted(_writer(folder, names) for folder, names in types.items())
+
+
+def _writer(folder: str, names: list[str]) -> str:
+    """The type, of all in a folder, that writes text: a text model alone before one with eyes and ears."""
+    from transformers.models.auto import modeling_auto as known
+
+    first = [f"{folder}_text", folder]
+    for mapping in (known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        found = [name for name in [*first, *names] if name in names and name in mapping]
+        if found:
+            return found[0]
+    return folder
+
+
+def written(model, ids: torch.Tensor, new: int) -> tuple[list[int], torch.Tensor]:
+    """What transformers itself writes after ids [1, T], greedily: `new` tokens, and their logits [new, V]."""
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **GREEDY,
+    )
+    return out.sequences[0, ids.shape[1] :].tolist(), torch.cat(out.logits).float()
+
+
+@contextlib.contextmanager
+def smaller_top_k(layers: list[MoELayer], k: int) -> Iterator[None]:
+    """The layers with `top_k` of their routers set to k, wherever it stands: in the router, the block or a config."""
+    owners = {}
+    for layer in layers:
+        for module in layer.block.modules():
+            for holder in (module, getattr(module, "config", None)):
+                owners |= {
+                    (id(holder), name): (holder, name)
+                    for name in ("top_k", "top_k_experts")
+                    if getattr(holder, name, None) == layer.top_k and isinstance(holder, nn.Module) == (name == "top_k")
+                }
+    before = [(holder, name, getattr(holder, name)) for holder, name in owners.values()]
+    try:
+        for holder, name, _ in before:
+            setattr(holder, name, k)
+        yield
+    finally:
+        for holder, name, old in before:
+            setattr(holder, name, old)
+
+
+@contextlib.contextmanager
+def only_largest(layers: list[MoELayer], k: int, little: torch.Tensor | None = None) -> Iterator[None]:
+    """The layers with all but the k largest weights of each token set to zero, and the rest scaled by each family's rule.
+
+    Args:
+        little: where given, this happens to these positions of the text only; bool [T].
+    """
+
+    def keep(layer: MoELayer):
+        def before(module, given):
+            hidden, index, weights = given
+            plain = weights if layer.scale is None else weights / layer.scale[index]
+            kept = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, plain.topk(k, dim=-1).indices, True)
+            fewer = torch.where(kept, weights, 0)
+            if layer.renormalises:
+                fewer = fewer * (plain.sum(-1, keepdim=True) / torch.where(kept, plain, 0).sum(-1, keepdim=True))
+            return hidden, index, fewer if little is None else torch.where(little[:, None], fewer, weights)
+
+        return before
+
+    hooks = [layer.experts.register_forward_pre_hook(keep(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def big_and_little(model, layers: list[MoELayer], ids: torch.Tensor, new: int, gamma: float, k: int):
+    """MoBiLE without a cache, an eviction or an offload: at each position the whole text is read again, its positions
+    with all K experts or the k largest as they were written; below gamma the last is read once more with all K.
+
+    Returns:
+        tokens, who wrote each ("little" or "big"), the largest probability that was judged, logits [new, V].
+    """
+    little = torch.zeros(ids.shape[1], dtype=torch.bool)
+
+    def read() -> torch.Tensor:
+        with only_largest(layers, k, little):
+            return model(input_ids=ids, use_cache=False).logits[0, -1].float()
+
+    tokens, wrote, sure, logits = [], [], [], []
+    for _ in range(new):
+        scores, who = read(), "little" if tokens else "big"
+        sure.append(torch.softmax(scores, dim=-1).max().item())
+        if tokens and sure[-1] < gamma:
+            little[-1], who = False, "big"
+            scores = read()
+        tokens.append(int(scores.argmax()))
+        wrote.append(who)
+        logits.append(scores)
+        ids = torch.cat([ids, torch.tensor([tokens[-1:]])], dim=1)
+        little = torch.cat([little, torch.tensor([True])])
+    return tokens, wrote, sure, torch.stack(logits)
+
+
+__all__ = ["architectures", "big_and_little", "only_largest", "smaller_top_k", "written"]

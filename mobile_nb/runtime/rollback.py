@@ -1,0 +1,86 @@
+"""Takes back what a little pass wrote into the cache, so that the big model can write the same position.
+
+A layer that only grows drops its last position. A layer that forgets (a sliding window) or folds the text into a state
+(linear attention, convolutions, compressed keys) is remembered before the pass: by reference where a pass puts new
+tensors in the place of old ones, by copy where it writes into them. Knows nothing about experts.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..vocabulary import MobileError
+
+WRITTEN = ("conv_states", "recurrent_states")  # fields that a pass writes in place
+GROWING = "DynamicLayer"  # transformers' class of a layer that keeps every position, and nothing beside
+
+
+class Rollback:
+    """One cache, before a pass that may have to be taken back.
+
+    Args:
+        cache: a transformers cache after the prompt.
+    """
+
+    def __init__(self, cache):
+        self.cache = cache
+        try:
+            self._crops = [_crops(layer) for layer in cache.layers]
+        except (AttributeError, TypeError) as problem:
+            raise MobileError(_refusal(cache)) from problem
+        self._plain = all(self._crops) and type(cache).__name__ == "DynamicCache"
+        self._kept: list[tuple[object, dict]] = []
+        self._versions: list[tuple[torch.Tensor, int]] = []
+
+    def remember(self) -> None:
+        """Notes the cache as it is. Costs nothing where every layer only grows."""
+        if self._plain:
+            return
+        self._versions = []
+        forgetful = [layer for layer, crops in zip(self.cache.layers, self._crops, strict=True) if not crops]
+        self._kept = [(part, self._noted(vars(part))) for part in [self.cache, *forgetful]]
+
+    def take_back(self) -> None:
+        """Makes the cache what it was.
+
+        Raises:
+            MobileError: a cache that keeps no past and writes over it, such as a static one.
+        """
+        strange = next((layer for layer in self.cache.layers if hasattr(layer, "max_cache_len")), None)
+        if strange is not None or any(tensor._version != version for tensor, version in self._versions):
+            raise MobileError(_refusal(self.cache))
+        for part, noted in self._kept:
+            vars(part).clear()
+            vars(part).update(noted)
+        for layer, crops in zip(self.cache.layers, self._crops, strict=True):
+            if crops:
+                layer.crop(-1)
+
+    def _noted(self, value, name: str = ""):
+        if isinstance(value, dict):
+            return {key: self._noted(each, name or key) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._noted(each, name) for each in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        if name in WRITTEN:
+            return value.clone()
+        if not value.is_inference():
+            self._versions.append((value, value._version))
+        return value
+
+
+def _refusal(cache) -> str:
+    return (
+        f"a {type(cache).__name__} cannot take back one token, and a token has to be evicted; use the default dynamic "
+        "cache, or a system without a little model, such as systems.on_demand()."
+    )
+
+
+def _crops(layer) -> bool:
+    """Whether dropping the last position is all there is to do: a class that only grows, or that says how it crops."""
+    own = type(layer).__name__ == GROWING or "crop" in vars(type(layer))
+    return own and not hasattr(layer, "record_past")
+
+
+__all__ = ["Rollback"]
