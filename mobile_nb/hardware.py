@@ -167,7 +167,7 @@ class Geometry:
 
     @property
     def expert_bytes(self) -> int:
-        return int(self.expert_params * self.bytes_per_weight)
+        return round(self.expert_params * self.bytes_per_weight)
 
     @property
     def experts_gb(self) -> float:

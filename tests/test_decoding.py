@@ -33,7 +33,7 @@ WAYS = {
     "repetition_penalty": {"repetition_penalty": 2.5},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
     "bad_words_ids": {"bad_words_ids": "second token"},
-    "suppress_tokens": {"suppress_tokens": list(range(3, 60))},
+    "suppress_tokens": {"suppress_tokens": "the greedy text"},
     "own processor": {**SAMPLED, "logits_processor": LogitsProcessorList([OnlyOdd()])},
     "all together": {**SAMPLED, "temperature": 1.3, "repetition_penalty": 1.8, "min_p": 0.05, "top_k": 40},
     "prefill_chunk_size": {"prefill_chunk_size": 2},
@@ -56,6 +56,8 @@ def test_text_is_that_of_plain_generate(named, config):
     greedy = plain(model, ids, NEW)
     if "bad_words_ids" in named:
         named = {"bad_words_ids": [[greedy[1]], greedy[:1] * 3]}
+    if "suppress_tokens" in named:
+        named = {"suppress_tokens": greedy}
     torch.manual_seed(5)
     wanted = plain(model, ids, NEW, **named)
     torch.manual_seed(5)

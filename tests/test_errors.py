@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from helpers import EXPERTS, GREEDY, Prefetcher, Recorder, Snapshot, make, plain, prompt, refused
+from helpers import GREEDY, Prefetcher, Recorder, Snapshot, make, plain, prompt, refused
 from transformers import StaticCache
 
 from mobile_nb import Geometry, Hardware, MobileConfig, MobileError, Trace, offload, systems
@@ -114,29 +114,6 @@ def test_a_dense_model_is_refused():
 def test_a_model_with_another_kind_of_experts_is_refused():
     model = random_model("jetmoe", num_local_experts=4, num_experts_per_tok=2, kv_channels=8, intermediate_size=24)
     refuse_to_offload(model, None, "JetMoeForCausalLM has", "fused `experts` module", kinds=MobileError)
-
-
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "num_experts": EXPERTS,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 24,
-    "shared_expert_intermediate_size": 24,
-    "head_dim": 8,
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-
-
-def test_linear_attention_has_no_little_model_but_can_be_offloaded():
-    model = random_model("qwen3_next", **LINEAR)
-    for config in (systems.mobile(slots=3), systems.little(slots=3)):
-        refuse_to_offload(model, config, "linear_attention", "taken back", "systems.on_demand()", kinds=MobileError)
-    wanted = plain(model, prompt(), 6)
-    with offload(model, systems.on_demand(slots=3)) as engine:
-        assert engine.generate(prompt(), max_new_tokens=6, **GREEDY).token_ids == wanted
 
 
 def test_offloading_twice_is_refused_and_the_first_goes_on():

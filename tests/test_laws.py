@@ -1,6 +1,7 @@
 """Laws 1, 2, 4 and 5: caching, prefetching and evicting never touch the text; gamma's ends are the two models."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from helpers import (
 from mobile_nb import MobileConfig, offload, systems
 from mobile_nb.policies import LFU, LRU, EvictedRouter, Fraction, NextGate, Nothing
 
-NEW = 6
+NEW = 5
 SAMPLED = {"do_sample": True, "temperature": 1.4, "top_k": 30, "top_p": 0.95}
 PREFETCH = [Nothing(), NextGate(1), NextGate(2), EvictedRouter()]
 ADVERSARIES = {"everything": everything, "behind": behind, "twice": twice, "guessing": guessing(5)}
@@ -46,28 +47,38 @@ def exact_config(slots, prefetch, evict):
     return MobileConfig(slots=slots, prefetch=prefetch, evict=evict)
 
 
-@torch.no_grad()
-def expected(model, ids):
-    """By transformers alone: greedy tokens, sampled tokens, and the logits after the prompt and the greedy tokens."""
-    tokens = plain(model, ids, NEW)
-    torch.manual_seed(11)
-    sampled = plain(model, ids, NEW, **SAMPLED)
-    return tokens, sampled, model(torch.cat([ids, torch.tensor([tokens])], dim=1)).logits[0]
+@dataclass
+class Alone:
+    """What transformers writes by itself: greedy tokens, sampled tokens, logits of both kinds of forward."""
+
+    greedy: list
+    sampled: list
+    logits: torch.Tensor  # [NEW, V], token by token
+    whole: torch.Tensor  # [T, V], of the whole greedy text at once
+    text: torch.Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model, ids):
+        named = {"attention_mask": torch.ones_like(ids), "output_logits": True, "return_dict_in_generate": True}
+        out = model.generate(ids, max_new_tokens=NEW, **GREEDY, **named)
+        torch.manual_seed(11)
+        sampled = plain(model, ids, NEW, **SAMPLED)
+        greedy = out.sequences[0, ids.shape[1] :].tolist()
+        return Alone(greedy, sampled, torch.cat(out.logits), model(out.sequences).logits[0], out.sequences)
 
 
 @torch.no_grad()
-def check_exact(model, ids, config, wanted):
-    tokens, sampled, logits = wanted
+def check_exact(model, ids, config, alone):
     with offload(model, config) as engine:
         greedy = engine.generate(ids, max_new_tokens=NEW, output_logits=True, **GREEDY)
         torch.manual_seed(11)
         drawn = engine.generate(ids, max_new_tokens=NEW, **(GREEDY | SAMPLED))
-        whole = model(torch.cat([ids, torch.tensor([tokens])], dim=1)).logits[0]
-    assert greedy.token_ids == tokens, config
-    assert drawn.token_ids == sampled, config
-    start = ids.shape[1] - 1
-    assert gap(torch.cat(greedy.logits), logits[start : start + NEW]) < 1e-5, config
-    assert gap(whole, logits) < 1e-5, config
+        whole = model(alone.text).logits[0]
+    assert greedy.token_ids == alone.greedy, config
+    assert drawn.token_ids == alone.sampled, config
+    assert gap(torch.cat(greedy.logits), alone.logits) < 1e-5, config
+    assert gap(whole, alone.whole) < 1e-5, config
 
 
 def num_experts(model) -> int:
@@ -77,18 +88,18 @@ def num_experts(model) -> int:
 @every_model
 def test_full_model_is_exact_with_any_number_of_slots(name):
     model, ids = make(name), prompt_for(name)
-    wanted, experts = expected(model, ids), num_experts(model)
-    assert len(set(wanted[0])) > 1, "a text that says nothing proves nothing"
-    assert name == "tiny-olmoe" or wanted[0] != wanted[1], "the sampled text must differ from the greedy one"
+    wanted, experts = Alone.of(model, ids), num_experts(model)
+    assert len(set(wanted.greedy)) > 1, "a text that says nothing proves nothing"
+    assert name == "tiny-olmoe" or wanted.greedy != wanted.sampled
     policies = itertools.cycle(itertools.product(PREFETCH, (LRU(), LFU())))
     for slots in (1, 2, 3, experts - 1, experts):
         check_exact(model, ids, exact_config(slots, *next(policies)), wanted)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("slots", [1, 3, 7])
 def test_full_model_is_exact_under_every_prefetch_and_eviction(slots):
     model, ids = make("qwen2_moe"), prompt(seed=3)
-    wanted = expected(model, ids)
+    wanted = Alone.of(model, ids)
     for prefetch, evict in itertools.product(PREFETCH, (LRU(), LFU())):
         check_exact(model, ids, exact_config(slots, prefetch, evict), wanted)
 
@@ -97,16 +108,16 @@ def test_full_model_is_exact_under_every_prefetch_and_eviction(slots):
 @pytest.mark.parametrize("ask", ADVERSARIES.values(), ids=ADVERSARIES)
 def test_no_prefetcher_can_change_tokens(ask, slots):
     model, ids = make(), prompt(seed=4)
-    wanted = expected(model, ids)
+    wanted = Alone.of(model, ids)
     for evict in (LRU(), LFU()):
         check_exact(model, ids, MobileConfig(slots=slots, prefetch=Prefetcher(ask), evict=evict), wanted)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 6])
+@pytest.mark.parametrize("slots", [2, 5])
 def test_prefetch_and_eviction_change_time_but_not_the_big_little_text(slots):
     model, ids = make(), prompt(seed=1)
     gamma, texts, times = middle_gamma(model, ids, 2 * NEW), set(), set()
-    choices = [*PREFETCH, EvictedRouter(ahead=1), EvictedRouter(experts=2), Prefetcher(everything)]
+    choices = [Nothing(), NextGate(1), EvictedRouter(), EvictedRouter(1, experts=2), Prefetcher(everything)]
     for prefetch, evict in itertools.product(choices, (LRU(), LFU())):
         config = systems.mobile(gamma, slots=slots, prefetch=prefetch, evict=evict)
         with offload(model, config, geometry="olmoe-1b-7b") as engine:

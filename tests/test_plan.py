@@ -46,11 +46,11 @@ def test_a_config_alone_says_what_the_model_weighs(name):
     assert dataclasses.replace(twin, model=found.model) == found, "of the model itself"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("slots", [1, 5])
+@pytest.mark.parametrize(("name", "slots"), [("olmoe", 1), ("deepseek_v2", 5), ("gpt_oss", 7), ("granitemoe", 2)])
 def test_a_budget_gives_the_slots_that_offload_gets(name, slots):
     model = make(name)
-    one = plan(model).slots_gb / plan(model).slots
+    large = plan(model)
+    one = large.slots_gb / large.slots
     found = plan(model, budget_gb=one * (slots + 0.5), hardware=SMALL)
     assert found.slots == slots and found.slots_gb == pytest.approx(slots * one)
     with offload(model, MobileConfig(budget_gb=one * (slots + 0.5))) as engine:

@@ -77,14 +77,15 @@ def leave_by_criterion(engine):
     engine.generate(prompt(), max_new_tokens=NEW, stopping_criteria=stop, **GREEDY)
 
 
-def leave_in_the_middle_of_a_layer(engine):
+def leave_in_the_middle_of_a_copy(engine):
+    """The weights are in the slot, and nobody has noted it: the second copy after the prompt."""
     server, real = engine._server, engine._server._move
     calls = []
 
     def interrupted(at, expert, slot):
         real(at, expert, slot)
-        calls.append(expert)
-        if len(calls) == 25:
+        calls.extend([expert] * bool(engine.trace.passes))
+        if len(calls) == 2:
             raise KeyboardInterrupt
 
     server.link.mover = interrupted
@@ -100,7 +101,7 @@ WAYS = {
     "exception in the block": (leave_by_exception, Oops),
     "interrupt from a streamer": (leave_by_streamer, KeyboardInterrupt),
     "interrupt from a stopping criterion": (leave_by_criterion, KeyboardInterrupt),
-    "interrupt in the middle of a copy": (leave_in_the_middle_of_a_layer, KeyboardInterrupt),
+    "interrupt in the middle of a copy": (leave_in_the_middle_of_a_copy, KeyboardInterrupt),
     "a stream that nobody reads on": (leave_a_stream, Oops),
 }
 
@@ -127,7 +128,7 @@ def test_leaving_in_a_hurry_gives_the_model_back_and_keeps_the_trace(leave, erro
 
 
 @pytest.mark.parametrize("leave", [way for way, _ in WAYS.values()], ids=WAYS)
-@pytest.mark.parametrize("slots", [1, 3, 5])
+@pytest.mark.parametrize("slots", [1, 4])
 def test_a_generation_after_a_failed_one_is_exact(leave, slots):
     model = make()
     wanted = plain(model, prompt(seed=8), NEW)

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import weakref
 
 import pytest
@@ -19,9 +20,15 @@ from mobile_nb.model import load as load_module
 from mobile_nb.model.checkpoint import Checkpoint
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("intact"))
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return save(tmp_path / "model")
+def folder(intact, tmp_path):
+    """A copy that a test may break."""
+    return shutil.copytree(intact, tmp_path / "model")
 
 
 def refuses(folder, *fragments):
@@ -295,24 +302,23 @@ def alive(monkeypatch):
     monkeypatch.setattr(store, "host_memory", memory)
     monkeypatch.setattr(load_module, "skeleton", skeleton)
 
-    def count():
-        gc.collect()
+    def count(*, collect=True):
+        if collect:
+            gc.collect()
         assert references, "nothing was ever begun"
         return sum(reference() is not None for reference in references)
 
     return count
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error"), MemoryError("full"), KeyboardInterrupt()], ids=repr
-)
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=repr)
 def test_a_read_that_fails_half_way_keeps_nothing(folder, monkeypatch, alive, error):
     reads, real = [], Checkpoint._read
 
     def read(self, entry, offset, target):
         reads.append(entry)
         if len(reads) == 40:
-            assert alive() > 3, "arenas and model must be there at this point"
+            assert alive(collect=False) > 3, "arenas and model must be there at this point"
             raise error
         real(self, entry, offset, target)
 
@@ -320,10 +326,11 @@ def test_a_read_that_fails_half_way_keeps_nothing(folder, monkeypatch, alive, er
     with pytest.raises((MobileError, KeyboardInterrupt)) as caught:
         load(str(folder))
     assert alive() == 0, f"{caught.value!r} keeps memory"  # while somebody still looks at the error
-    reads.clear()
-    monkeypatch.setattr(Checkpoint, "_read", real)
+
+
+def test_a_loaded_model_is_let_go_with_its_last_reference(folder, alive):
     model = load(str(folder))[0]
-    assert alive() == 4
+    assert alive(collect=False) == 4, "three arenas and a model"
     del model
     assert alive() == 0
 

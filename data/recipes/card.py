@@ -150,8 +150,8 @@ def render(results: dict, log: list[dict], words: str) -> str:
         parameters=f"{results['parameters'] / 1e6:.1f}", fixed="\n".join(fixed), mobile="\n".join(mobile),
         versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
         tokens=f"{last['tokens'] / 1e6:.1f}", steps=f"{last['step']:,}", training=f"{last['seconds'] / 60:.0f}",
-        stages="\n".join(stages), entropy=f"{entropy:.2f}", even=f"{math.log(64):.2f}", best=percent(results["router"]["best"]),
-        chosen=percent(results["router"]["chosen"]),
+        stages="\n".join(stages), entropy=f"{entropy:.2f}", even=f"{math.log(64):.2f}",
+        best=percent(results["router"]["best"]), chosen=percent(results["router"]["chosen"]),
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def find_layers(model: nn.Module) -> list[MoELayer]:
             "module (3-D weights, called with hidden states, expert ids and weights), as OLMoE, Qwen-MoE, DeepSeek and "
             "Mixtral have in transformers 5."
         )
-    if not getattr(model, "can_generate", lambda: True)() or model.get_output_embeddings() is None:
+    if not hasattr(model, "_update_model_kwargs_for_generation") or model.get_output_embeddings() is None:
         raise MobileError(f"{kind} does not write text token by token, and that is what the offloaded loop does.")
     layers = [
         _layer(name, block, kind, asked)
@@ -107,8 +107,8 @@ def _is_fused(experts: nn.Module) -> bool:
 
 
 def _ask(model, fused: list[tuple[str, nn.Module]], kind: str) -> list[Asked | None]:
-    """How each block routes. Blocks are asked one by one where they take hidden states alone and all of them serve text;
-    otherwise the whole model reads a short text, and None stands for a block that it does not reach."""
+    """How each block routes. Blocks are asked one by one where they take hidden states alone and all of them serve
+    text; otherwise the whole model reads a short text, and None stands for a block that it does not reach."""
     answers, problem = [], None
     try:
         answers = [ask_block(block, _hidden(block)) for _, block in fused]
@@ -121,8 +121,8 @@ def _ask(model, fused: list[tuple[str, nn.Module]], kind: str) -> list[Asked | N
         reached = ask_model(model, [block for _, block in fused])
     except Exception as caught:
         raise MobileError(
-            f"`{name}` of {kind} could not be asked how it routes ({type(caught).__name__}: {_short(caught)}); expected "
-            "blocks that call experts(hidden, index, weights), in a model that reads text."
+            f"`{name}` of {kind} could not be asked how it routes ({type(caught).__name__}: {_short(caught)}); "
+            "expected blocks that call experts(hidden, index, weights), in a model that reads text."
         ) from (problem or caught)
     if not any(reached):
         raise MobileError(f"{kind} has fused experts, such as `{name}.experts`, and reads text without calling them.")
@@ -151,6 +151,12 @@ def _layer(name: str, block: nn.Module, kind: str, asked: Asked) -> MoELayer:
             f"`{name}.experts` of {kind} was called with index {tuple(index.shape)} and weights "
             f"{tuple(weights.shape)}; expected both as [tokens, K]."
         )
+    count = block.experts.down_proj.shape[0]
+    if int(index.max()) >= count:
+        raise MobileError(
+            f"`{name}.experts` of {kind} holds {count} experts and was asked for number {int(index.max())}; experts "
+            "without weights of their own are not understood."
+        )
     scale = getattr(asked.router, "per_expert_scale", None)
     totals = (weights if scale is None else weights / scale[index]).float().sum(dim=-1)
     spread = (totals.std() / totals.mean().abs().clamp_min(1e-9)).item()
@@ -159,7 +165,7 @@ def _layer(name: str, block: nn.Module, kind: str, asked: Asked) -> MoELayer:
         name=name,
         block=block,
         experts=block.experts,
-        num_experts=block.experts.down_proj.shape[0],
+        num_experts=count,
         top_k=index.shape[1],
         renormalises=spread < fixed,
         router=asked.router if _routes_alone(asked) else None,

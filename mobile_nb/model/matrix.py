@@ -7,6 +7,7 @@ Legend: T tokens · K experts asked for · V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def smaller_top_k(layers: list[MoELayer], k: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_largest(layers: list[MoELayer], k: int, little: torch.Tensor | None = None) -> Iterator[None]:
-    """The layers with all but the k largest weights of each token set to zero, and the rest scaled by each family's rule.
+    """The layers with all but each token's k largest weights set to zero, and the rest scaled by the family's rule.
 
     Args:
         little: where given, this happens to these positions of the text only; bool [T].
@@ -112,32 +113,38 @@ def only_largest(layers: list[MoELayer], k: int, little: torch.Tensor | None = N
 
 
 @torch.no_grad()
-def big_and_little(model, layers: list[MoELayer], ids: torch.Tensor, new: int, gamma: float, k: int):
-    """MoBiLE without a cache, an eviction or an offload: at each position the whole text is read again, its positions
-    with all K experts or the k largest as they were written; below gamma the last is read once more with all K.
+def big_and_little(model, layers: list[MoELayer], ids: torch.Tensor, new: int, gamma: float, k: int, *, cached: bool):
+    """MoBiLE without an eviction or an offload: a pass that is not kept leaves nothing behind.
+
+    Args:
+        gamma: a little token with a smaller largest probability is written again with all K experts.
+        k: experts of the little model.
+        cached: each pass works on a deep copy of the cache, and the kept one's copy goes on. False: there is no cache;
+            the whole text is read again, each position with as many experts as when it was written.
 
     Returns:
-        tokens, who wrote each ("little" or "big"), the largest probability that was judged, logits [new, V].
+        tokens, who wrote each ("little" or "big"), logits [new, V].
     """
-    little = torch.zeros(ids.shape[1], dtype=torch.bool)
-
-    def read() -> torch.Tensor:
-        with only_largest(layers, k, little):
-            return model(input_ids=ids, use_cache=False).logits[0, -1].float()
-
-    tokens, wrote, sure, logits = [], [], [], []
+    little = torch.zeros(ids.shape[1], dtype=torch.bool)  # which positions were read with k experts
+    kept = model(input_ids=ids, use_cache=cached)
+    tokens, wrote, logits = [], [], []
     for _ in range(new):
-        scores, who = read(), "little" if tokens else "big"
-        sure.append(torch.softmax(scores, dim=-1).max().item())
-        if tokens and sure[-1] < gamma:
-            little[-1], who = False, "big"
-            scores = read()
-        tokens.append(int(scores.argmax()))
-        wrote.append(who)
-        logits.append(scores)
+        logits.append(kept.logits[0, -1].float())
+        tokens.append(int(logits[-1].argmax()))
+        wrote.append("little" if tokens[1:] and little[-1] else "big")
         ids = torch.cat([ids, torch.tensor([tokens[-1:]])], dim=1)
-        little = torch.cat([little, torch.tensor([True])])
-    return tokens, wrote, sure, torch.stack(logits)
+        for fewer in (True, False):
+            text = torch.cat([little, torch.tensor([fewer])])
+            past: dict = {}
+            if cached:
+                past = {"past_key_values": copy.deepcopy(kept.past_key_values)}
+                past["position_ids"] = torch.tensor([[ids.shape[1] - 1]])  # some caches cannot tell how long they are
+            with only_largest(layers, k, text[-1:] if cached else text):
+                out = model(input_ids=ids[:, -1:] if cached else ids, use_cache=cached, **past)
+            if torch.softmax(out.logits[0, -1].float(), dim=-1).max().item() >= gamma:
+                break
+        kept, little = out, text
+    return tokens, wrote, torch.stack(logits)
 
 
 __all__ = ["architectures", "big_and_little", "only_largest", "smaller_top_k", "written"]

@@ -216,7 +216,11 @@ def _perform(job: Read | Make, checkpoint: Checkpoint, place_of: Callable[[str],
             f"({type(problem).__name__}: {' '.join(str(problem).split())[:200].rstrip('.')})."
         ) from problem
     for name, tensor in made.items():
-        place = place_of(name)
+        try:
+            place = place_of(name)
+        except KeyError:
+            kind = type(model).__name__
+            raise MobileError(f"{recipe.keys[0]} was converted to {name}, which {kind} does not have.") from None
         _fits(recipe.keys[0], tensor.shape, name, place.shape, type(model).__name__)
         with torch.no_grad():
             place.copy_(tensor)

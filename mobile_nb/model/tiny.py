@@ -35,9 +35,11 @@ _SMALL = {
     **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "swa_head_dim"), 8),
     **dict.fromkeys(("index_head_dim", "linear_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
-    **dict.fromkeys(("index_n_heads", "linear_num_key_heads", "swa_num_key_value_heads"), 2),
+    **dict.fromkeys(("linear_num_key_heads", "swa_num_key_value_heads"), 2),
     **dict.fromkeys(("linear_num_heads", "linear_num_value_heads", "swa_num_attention_heads"), 4),
-    **dict.fromkeys(("index_topk", "hidden_size_per_layer_input", "ssm_state_size", "mamba_d_state"), 8),
+    **dict.fromkeys(
+        ("index_topk", "index_n_heads", "hidden_size_per_layer_input", "ssm_state_size", "mamba_d_state"), 8
+    ),
     **dict.fromkeys(("sliding_window", "sliding_window_size", "router_hidden_size"), 16),
     "vocab_size_per_layer_input": 101,
     "rel_extent": 32,
@@ -91,7 +93,12 @@ _FAMILIES: dict[str, dict] = {
     "ernie4_5_vl_moe": {
         "text_config": {"moe_intermediate_size": [24, 24], "rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}}
     },
-    "gemma4_text": {"enable_moe_block": True, "num_global_key_value_heads": 2, "global_head_dim": 16},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_global_key_value_heads": 2,
+        "global_head_dim": 16,
+        "tie_word_embeddings": False,
+    },
     "glm4v_moe": {
         "text_config": {
             "head_dim": 16,
@@ -112,6 +119,11 @@ _FAMILIES: dict[str, dict] = {
     "laguna": {"num_attention_heads_per_layer": [4] * LAYERS},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "minimax": {"layer_types": _HYBRID},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "mistral4": {"head_dim": 16},
     "muse_spark": {
         "audio_config": {"num_hidden_layers": 1, "patch_sizes": [4], "hidden_sizes": [32], "depths": [1]},
@@ -125,6 +137,7 @@ _FAMILIES: dict[str, dict] = {
     "qwen3_5_moe_text": {"layer_types": _HYBRID},
     "qwen3_moe": {"norm_topk_prob": True},
     "qwen3_next": {"layer_types": _HYBRID},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},  # read, and declared by no config class
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "indexer_n_heads": 2,
@@ -135,7 +148,7 @@ _FAMILIES: dict[str, dict] = {
         "hc_lowrank": 8,
     },
     "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [32, 32]}}},
-    "zaya": {"num_experts_per_tok": 1},
+    "zaya": {"num_experts_per_tok": 1, "tie_word_embeddings": False},
 }
 
 
@@ -143,7 +156,8 @@ def small_config(architecture: str, **changes):
     """The config of a small model.
 
     Args:
-        architecture: a transformers model type.   changes: fields of its config, or of its text model's where it has one.
+        architecture: a transformers model type.
+        changes: fields of its config, of its text model's where it has several.
     """
     from transformers import AutoConfig
 
@@ -218,7 +232,7 @@ def random_model(architecture: str, *, seed: int = 0, **changes):
 
 
 def _auto(config):
-    """The transformers class that builds what writes text from this config, or whatever it builds where nothing does."""
+    """The transformers class that builds what writes text from this config, or what there is where nothing does."""
     import transformers
     from transformers.models.auto import modeling_auto as known
 

@@ -106,7 +106,8 @@ class Decoder:
                 inputs |= {"input_ids": token[:, None], "position_ids": inputs["position_ids"] + 1}
             else:
                 keywords = model._update_model_kwargs_for_generation(outputs, keywords, is_encoder_decoder=False)
-                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **keywords)
+                new = 1 if keywords.get("use_cache") else None  # without a KV cache the whole text is read again
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=new, **keywords)
             outputs, passes, mode, evidence, gamma = self._token(model, inputs, step)
         if streamer is not None:
             streamer.end()
