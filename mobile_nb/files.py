@@ -24,6 +24,9 @@ def written_whole(path: str | os.PathLike):
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)  # mkstemp lets only the owner read
     temporary = Path(name)
     try:
         yield temporary

@@ -147,8 +147,9 @@ class Trace:
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[b"mobile_nb"])
-            version = about["mobile_nb_trace"]
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as problem:
+            version, conditions = int(about["mobile_nb_trace"]), about["conditions"]
+            passes = [_pass(row) for row in table.to_pylist()] if version <= VERSION else []
+        except (TypeError, pa.ArrowInvalid, OSError, KeyError, ValueError) as problem:
             raise MobileError(
                 f"{path} is not a whole mobile_nb trace ({type(problem).__name__}); write one with Trace.save."
             ) from problem
@@ -156,7 +157,7 @@ class Trace:
             raise MobileError(
                 f"{path} is a trace of version {version}, and this mobile_nb reads up to {VERSION}; update it."
             )
-        return Trace(about["conditions"], [_pass(row) for row in table.to_pylist()])
+        return Trace(conditions, passes)
 
     def _passes(self) -> list[dict]:
         plain = ("request", "step", "mode", "token_id", "confidence", "gamma", "begin", "end")

@@ -127,7 +127,10 @@ class Decoder:
         outputs, little = self._pass(LITTLE, forward, step)
         evidence = self._judge(outputs, step, little)
         little.gamma = math.nan if gamma is None else gamma
-        if ask(keep, "keep", evidence):
+        kept = ask(keep, "keep", evidence)
+        if type(kept).__name__ not in ("bool", "bool_"):  # Python's or NumPy's
+            raise MobileError(f"the policy {keep!r} must answer `keep` with True or False, got {kept!r}.")
+        if kept:
             return outputs, [little], LITTLE, evidence, gamma
         self.rollback.take_back()
         outputs, done = self._pass(BIG, forward, step, best_first(little.ids, little.weights))

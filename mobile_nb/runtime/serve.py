@@ -92,8 +92,6 @@ class Server:
             self.arenas[-1].release()
             self.arenas.pop()
 
-    # -- passes ----------------------------------------------------------------------------------------------------
-
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
         """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
         self.mode, self.view.mode, self.view.evicted = mode, mode, evicted
@@ -121,8 +119,6 @@ class Server:
         if self.mode is not None:
             self.mode = None
             self.scheduler.cache.clear()
-
-    # -- one layer -------------------------------------------------------------------------------------------------
 
     def _serve(self, at: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden [T, H], the router's index and weights [T, K] -> what the experts add [T, H]."""
@@ -220,8 +216,6 @@ class Server:
             pairs = slot[token, position][:, None], weights[token, position][:, None]
             out.index_add_(0, token, self._compute[at](hidden[token], *pairs))
         return out
-
-    # -- the rest --------------------------------------------------------------------------------------------------
 
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):
