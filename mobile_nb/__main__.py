@@ -1,4 +1,4 @@
-"""The command line: `python -m mobile_nb demo`."""
+"""The command line: `python -m mobile_nb demo`, and the other commands that `--help` lists."""
 
 from __future__ import annotations
 
@@ -40,7 +40,49 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=5, help="pairs of runs (%(default)s)")
     bench.add_argument("--json", type=Path, help="write the numbers to this file too")
     bench.set_defaults(run=_bench)
+
+    plan = commands.add_parser("plan", help="what a model needs on the device and on the host, before anything is read")
+    plan.add_argument("model", help="embedded name, local folder or hub id; of a hub id only the config is fetched")
+    size = plan.add_mutually_exclusive_group()
+    size.add_argument("--slots", type=int, help="device slots of each MoE layer (as many as fit)")
+    size.add_argument("--budget-gb", type=float, help="device memory for experts, GB, instead of --slots")
+    plan.add_argument("--context", type=int, default=4096, help="tokens in the KV cache (%(default)s)")
+    plan.add_argument(
+        "--hardware", help="a preset such as rtx3060-pcie3 (this machine's CUDA device, else an RTX 4080)"
+    )
+    plan.add_argument("--dtype", help="of the weights, such as bfloat16 (the config's)")
+    plan.set_defaults(run=_plan)
+
+    families = commands.add_parser("architectures", help="check every family with fused experts in this transformers")
+    families.add_argument("names", nargs="*", metavar="name", help="transformers model types (all of them)")
+    families.add_argument("--markdown", action="store_true", help="as the README shows it")
+    families.add_argument("--json", type=Path, help="write the rows to this file too")
+    families.set_defaults(run=_architectures)
     return top
+
+
+def _plan(args) -> None:
+    from .runtime.plan import plan
+
+    options = {key: value for key, value in vars(args).items() if key not in ("run", "command", "model")}
+    print(plan(args.model, **options))
+
+
+def _architectures(args) -> int:
+    from .runtime import matrix
+
+    rows = matrix.matrix(args.names or None, progress=sys.stderr.isatty())
+    print(matrix.markdown(rows) if args.markdown else _families(rows))
+    _write(args.json, rows)
+    return int(any(row["verdict"] == matrix.WRONG for row in rows))
+
+
+def _families(rows: list[dict]) -> str:
+    from .runtime import matrix
+    from .view import terminal
+
+    remarks = [f"{row['architecture']}: {row['verdict']}: {row['why']}" for row in rows if row["why"]]
+    return "\n".join([terminal.table([matrix.cells(row) for row in rows]), "", matrix.totals(rows), *remarks])
 
 
 def _demo(args) -> None:
@@ -97,14 +139,13 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = parser().parse_args(arguments)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (MobileError, ValueError, TypeError) as mistake:
         print(f"mobile_nb: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

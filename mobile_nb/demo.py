@@ -12,6 +12,7 @@ from .analysis import metrics, tasks
 from .model.load import STANDS_FOR, embedded, load
 from .runtime.engine import Engine
 from .runtime.offload import offload
+from .runtime.plan import plan
 from .view import terminal
 from .vocabulary import whole
 
@@ -47,6 +48,8 @@ class Demo:
         whole("problems", self.problems)
         if self.model in embedded():
             torch.set_num_threads(1)  # a second thread only waits on models of this size
+        else:  # a load may take minutes: first what goes where
+            self.show(f"{plan(self.model, slots=self.slots, hardware=self.hardware)}\n")
         model, tokenizer = load(self.model)
         problems = tasks.load("word-problems", split="test", n=self.problems) if self.prompt is None else None
         geometry = self.geometry or STANDS_FOR.get(self.model)

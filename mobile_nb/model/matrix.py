@@ -49,6 +49,19 @@ def _writer(folder: str, names: list[str]) -> str:
     return folder
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its advice about kernels that are not installed, which small models do not need."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def written(model, ids: torch.Tensor, new: int) -> tuple[list[int], torch.Tensor]:
     """What transformers itself writes after ids [1, T], greedily: `new` tokens, and their logits [new, V]."""
     out = model.generate(
@@ -147,4 +160,4 @@ def big_and_little(model, layers: list[MoELayer], ids: torch.Tensor, new: int, g
     return tokens, wrote, torch.stack(logits)
 
 
-__all__ = ["architectures", "big_and_little", "only_largest", "smaller_top_k", "written"]
+__all__ = ["architectures", "big_and_little", "only_largest", "quiet", "smaller_top_k", "written"]

@@ -11,7 +11,7 @@ import torch
 
 from .. import systems
 from ..model.adapters import MoELayer, find_layers
-from ..model.matrix import GREEDY, architectures, big_and_little, only_largest, smaller_top_k, written
+from ..model.matrix import GREEDY, architectures, big_and_little, only_largest, quiet, smaller_top_k, written
 from ..model.tiny import random_model
 from ..vocabulary import MobileError
 from .offload import offload
@@ -39,7 +39,8 @@ def matrix(names: Iterable[str] | None = None, *, progress: bool = False) -> lis
         from tqdm.auto import tqdm
 
         names = tqdm(names, desc="architectures", unit="")
-    return [check(name) for name in names]
+    with quiet():
+        return [check(name) for name in names]
 
 
 def check(name: str) -> dict:
@@ -192,21 +193,35 @@ def _same(what: str, tokens, logits, wanted, reference, near: float = NEAR) -> N
         raise _Wrong(f"{what}: tokens {'differ' if tokens != wanted else 'agree'}, logits are up to {gap:.1e} apart")
 
 
+def cells(row: dict) -> dict[str, str]:
+    """A row as short texts by column, without the reason."""
+    passed = ", ".join(row["checks"])
+    return {
+        "architecture": row["architecture"],
+        "experts": f"{row['active']} of {row['experts']}" if row["experts"] else "-",
+        "passed": "all" if row["verdict"] == WORKS else passed or "-",
+        "little model is": row["little"] or "-",
+        "its weights": row["weights"] or "-",
+    }
+
+
+def totals(rows: list[dict]) -> str:
+    """How many of each verdict, in a sentence that names the version."""
+    import transformers
+
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in (WORKS, ALONE, REFUSED, WRONG)}
+    found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"{len(rows)} families, transformers {transformers.__version__}: {found}."
+
+
 def markdown(rows: list[dict]) -> str:
     """The rows as a table for the README, with a line of totals before it."""
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in (WORKS, ALONE, REFUSED, WRONG)}
-    totals = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    lines = [
-        f"{len(rows)} families with fused experts: {totals}.",
-        "",
-        "| architecture | verdict | E | K | fewer weights are | little model | why |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = [*cells(rows[0]), "why not"]
+    lines = [totals(rows), "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [f"`{row['architecture']}`", row["verdict"], row["experts"] or "", row["active"] or ""]
-        cells += [row["weights"], row["little"], row["why"].replace("|", "\\|")]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        shown = cells(row) | {"architecture": f"`{row['architecture']}`", "why": row["why"].replace("|", "\\|")}
+        lines.append(f"| {' | '.join(shown.values())} |")
+    return "\n".join(lines)
 
 
-__all__ = ["check", "markdown", "matrix"]
+__all__ = ["cells", "check", "markdown", "matrix", "totals"]

@@ -18,7 +18,7 @@ from ..model.context import cache_bytes, longest
 from ..model.find import folder_of, why
 from ..model.load import OtherLoader, as_dtype, config_of, unpacking
 from ..model.skeleton import expert_layouts, skeleton
-from ..vocabulary import MobileError, number, whole
+from ..vocabulary import MobileError, whole
 from .config import MobileConfig, choose_slots
 from .offload import DEFAULT_HARDWARE
 
@@ -112,6 +112,7 @@ class Plan:
 def plan(
     model,
     *,
+    slots: int | None = None,
     budget_gb: float | None = None,
     context: int = 4096,
     hardware: Hardware | str | None = None,
@@ -121,8 +122,8 @@ def plan(
 
     Args:
         model: a name as `load` takes it (of a hub id only the config is fetched), a transformers config, or a model.
-        budget_gb: device memory for expert slots, GB, as in `MobileConfig`. None: what 90 % of the device's memory
-            leaves beside weights, embeddings and cache, or one slot if that is nothing.
+        slots, budget_gb: device slots of each layer, or device memory for them in GB, as in `MobileConfig`. Neither:
+            what 90 % of the device's memory leaves beside weights, embeddings and cache, or one slot if that is none.
         context: tokens in the KV cache; at most the model's own longest count.
         hardware: a `Hardware` or the name of a preset. None: this machine's CUDA device, else an RTX 4080 as `offload`
             simulates it.
@@ -134,8 +135,7 @@ def plan(
         TypeError, ValueError: an argument that cannot be.
     """
     context = whole("context", context, hint="tokens in the KV cache")
-    if budget_gb is not None:
-        number("budget_gb", budget_gb, low=0, hint="device memory for experts")
+    wanted = MobileConfig(slots=slots, budget_gb=budget_gb)
     dtype = as_dtype("auto" if dtype is None else dtype)
     title, config = _config(model)
     if dtype == "auto" and isinstance(model, torch.nn.Module):
@@ -166,10 +166,10 @@ def plan(
     )
     slot_gb = geometry.moe_layers * geometry.expert_bytes / 1e9
     free_gb = USABLE * card.device_gb - other_gb - embeddings_gb - cache_gb
-    if budget_gb is None and free_gb < slot_gb:
+    if slots is budget_gb is None and free_gb < slot_gb:
         slots, chosen = 1, f"1 of {count} experts a layer, the fewest that work"
     else:
-        slots, chosen = choose_slots(MobileConfig(budget_gb=budget_gb), geometry, count, free_gb)
+        slots, chosen = choose_slots(wanted, geometry, count, free_gb)
     return Plan(
         model=title,
         dtype=str(bones.dtype).removeprefix("torch."),
