@@ -81,8 +81,12 @@ def random_model(architecture: str, *, seed: int = 0, **changes):
     """
     config = small_config(architecture, **changes)
     auto = _auto(config)
-    with torch.device("meta"):  # an architecture with a size that nobody made small must not fill the memory
-        size = sum(p.numel() for p in auto.from_config(config).parameters())
+    try:
+        with torch.device("meta"):  # an architecture with a size that nobody made small must not fill the memory
+            size = sum(p.numel() for p in auto.from_config(config).parameters())
+    except Exception as problem:
+        said = " ".join(str(problem).split())[:100].rstrip(".")
+        raise MobileError(f"a small {architecture} cannot be built ({type(problem).__name__}: {said}).") from problem
     if size > MOST and not changes:
         raise MobileError(f"a small {architecture} would have {size:,} parameters: a field of its config is not known.")
     with torch.random.fork_rng(devices=[]):

@@ -78,7 +78,10 @@ def _refusal(cache) -> str:
 
 
 def _crops(layer) -> bool:
-    """Whether dropping the last position is all there is to do: a class that only grows, or that says how it crops."""
+    """Whether dropping the last position is all there is to do: a class that only grows, or that says how it crops.
+    Some caches hold such a layer for every layer of the model and use few of them."""
+    if not getattr(layer, "is_initialized", True):
+        return False
     own = type(layer).__name__ == GROWING or "crop" in vars(type(layer))
     return own and not hasattr(layer, "record_past")
 
