@@ -75,6 +75,21 @@ def written(model, ids: torch.Tensor, new: int) -> tuple[list[int], torch.Tensor
     return out.sequences[0, ids.shape[1] :].tolist(), torch.cat(out.logits).float()
 
 
+def wobble(model, ids: torch.Tensor, new: int) -> float:
+    """How far apart logits are that transformers itself computes expert by expert, and all experts at once: rounding,
+    and what this model makes of it. 0 where it has one way alone."""
+    before, logits = model.config._experts_implementation, []
+    try:
+        for way in ("eager", "grouped_mm"):
+            model.set_experts_implementation(way)
+            logits.append(written(model, ids, new)[1])
+    except ValueError:
+        return 0.0
+    finally:
+        model.set_experts_implementation(before)
+    return (logits[0] - logits[1]).abs().max().item()
+
+
 @contextlib.contextmanager
 def smaller_top_k(layers: list[MoELayer], k: int) -> Iterator[None]:
     """The layers with `top_k` of their routers set to k, wherever it stands: in the router, the block or a config."""
@@ -160,4 +175,4 @@ def big_and_little(model, layers: list[MoELayer], ids: torch.Tensor, new: int, g
     return tokens, wrote, torch.stack(logits)
 
 
-__all__ = ["architectures", "big_and_little", "only_largest", "quiet", "smaller_top_k", "written"]
+__all__ = ["architectures", "big_and_little", "only_largest", "quiet", "smaller_top_k", "wobble", "written"]
