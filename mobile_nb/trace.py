@@ -44,6 +44,8 @@ class Pass:
         begin, end: seconds of the clock.
         ids, weights: the router's K experts [L, T, K] and their weights, as the router gave them.
         requests, hits, late, misses: expert requests of each layer [L].   copies: started since the pass before.
+        gates: the K experts that each layer's router named some layers ahead, read on the hidden state of the layer
+            `a + 1` before: [A, L, K], -1 where nobody read it; None where no gate was read.
     """
 
     request: int
@@ -61,11 +63,12 @@ class Pass:
     late: np.ndarray
     misses: np.ndarray
     copies: list[Copy] = field(default_factory=list)
+    gates: np.ndarray | None = None
 
     def __eq__(self, other) -> bool:
         def same(a, b):
-            if isinstance(a, np.ndarray):
-                return np.array_equal(a, b)
+            if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+                return a is not None and b is not None and np.array_equal(a, b)
             return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
 
         return isinstance(other, Pass) and all(same(getattr(self, f), getattr(other, f)) for f in self.__slots__)
@@ -119,6 +122,8 @@ class Trace:
             "ids": pa.array([x.ids.ravel() for x in p], pa.list_(pa.int16())),
             "weights": pa.array([x.weights.ravel() for x in p], pa.list_(pa.float32())),
         }
+        read = [np.array([], dtype=np.int16) if x.gates is None else x.gates.ravel() for x in p]
+        columns["gates"] = pa.array(read, pa.list_(pa.int16()))
         for name in ("requests", "hits", "late", "misses"):
             columns[name] = pa.array([getattr(x, name) for x in p], pa.list_(pa.int32()))
         for name, kind in COPY_COLUMNS.items():
@@ -216,6 +221,8 @@ def _pass(row: dict) -> Pass:
     ]
     row["ids"] = np.array(row["ids"], dtype=np.int16).reshape(shape)
     row["weights"] = np.array(row["weights"], dtype=np.float32).reshape(shape)
+    gates = np.array(row["gates"], dtype=np.int16)
+    row["gates"] = gates.reshape(-1, shape[0], shape[2]) if gates.size else None
     for name in ("requests", "hits", "late", "misses"):
         row[name] = np.array(row[name], dtype=np.int64)
     return Pass(**row, copies=copies)

@@ -5,7 +5,20 @@ from helpers import prompt, refused
 
 from mobile_nb import Trace, metrics, offload, replay, systems
 from mobile_nb.model.tiny import random_model
-from mobile_nb.policies import LFU, EvictedRouter, Fraction, Nothing
+from mobile_nb.policies import (
+    LFU,
+    LRU,
+    Belady,
+    Drop,
+    EvictedRouter,
+    Fraction,
+    Margin,
+    Nothing,
+    Oracle,
+    PreviousToken,
+    ReadGates,
+    TargetFallback,
+)
 
 RUN = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None}
 CONFIGS = {
@@ -14,6 +27,8 @@ CONFIGS = {
     "little": lambda slots: systems.little(slots=slots),
     "MoBiLE": lambda slots: systems.mobile(gamma=0.6, slots=slots),
     "two layers ahead": lambda slots: systems.mobile(gamma=1.1, ahead=2, slots=slots),
+    "what the token before used": lambda slots: systems.mobile(gamma=0.1, slots=slots, prefetch=PreviousToken()),
+    "a ratio of fallbacks": lambda slots: systems.mobile(slots=slots, keep=TargetFallback(0.3)),
     "a wider denominator": lambda slots: systems.mobile(slots=slots, count=Fraction(0.5, over=1.0)),
 }
 
@@ -61,17 +76,80 @@ def test_a_replay_on_other_hardware_is_the_live_run_on_it(tmp_path):
 
 
 def test_what_would_change_the_text_is_refused():
-    trace = record(systems.mobile(gamma=0.6, slots=3))
-    with refused("cannot change keep", "run it live"):
+    trace = record(systems.mobile(gamma=0, slots=3))
+    with refused("would have had the big model rewrite", "record with gamma above 1"):
         replay(trace, systems.mobile(gamma=0.9, slots=3))
-    with refused("cannot change count"):
+    with refused("cannot change count", "gamma above 1 holds the big model's passes"):
         replay(trace, systems.on_demand(slots=3))
+    with refused("cannot change count", "run it live"):
+        replay(trace, systems.mobile(gamma=0, slots=3, fraction=0.25))
+    with refused("cannot change miss"):
+        replay(trace, systems.mobile(gamma=0, slots=3, miss=Drop()))
+    with refused("not its margin"):
+        replay(trace, systems.mobile(slots=3, keep=Margin(0.1)))
 
 
-def test_a_prefetcher_that_needs_the_model_is_refused():
+def test_a_prefetcher_that_needs_the_model_is_refused_and_one_that_needs_the_future_is_too():
     trace = record(systems.on_demand(slots=3))
-    with refused("no model whose gates"):
+    with refused("does not hold what the gates say 1 layers ahead", "ReadGates"):
         replay(trace, systems.next_gate(slots=3))
+    with refused("has not chosen yet", "replay"):
+        record(systems.big(slots=3, prefetch=Oracle()))
+    with refused("only a replay knows"):
+        record(systems.big(slots=3, evict=Belady()))
+
+
+def test_from_a_run_that_always_fell_back_the_big_model_alone_is_replayed_exactly(tmp_path):
+    forced = record(systems.mobile(gamma=1.1, slots=3, prefetch=ReadGates()))
+    forced.save(tmp_path / "forced.parquet")
+    forced = Trace.load(tmp_path / "forced.parquet")
+    for config in (systems.on_demand(slots=4), systems.on_demand(slots=2, evict=LFU()), systems.next_gate(slots=4)):
+        again = replay(forced, config)
+        assert again.trace.conditions["exact"]
+        assert numbers(again.trace) == numbers(record(config))
+
+
+def test_gamma_by_replay_keeps_what_is_sure_enough_and_says_that_the_text_is_the_big_models():
+    forced = record(systems.mobile(gamma=1.1, slots=3))
+    sure = sorted(p.confidence for p in forced.passes if p.mode == "little")
+    ratios = []
+    for gamma in (0, sure[len(sure) // 2], 1.1):
+        again = replay(forced, systems.mobile(gamma=gamma, slots=3))
+        assert [p.token_id for p in again.trace.passes if p.token_id >= 0] == [
+            p.token_id for p in forced.passes if p.token_id >= 0
+        ]
+        assert len(again.trace.to_frame()) == len(forced.to_frame())
+        assert again.fallback_ratio == pytest.approx(metrics.fallback_ratio(again.trace.to_frame()))
+        ratios.append(again.fallback_ratio)
+    assert ratios == [0, 0.5, 1]
+    assert not replay(forced, systems.mobile(gamma=0, slots=3)).trace.conditions["exact"]
+    assert replay(forced, systems.mobile(gamma=1.1, slots=3)).trace.conditions["exact"]
+
+
+@pytest.mark.parametrize("prefetch", [Nothing(), EvictedRouter(), PreviousToken(), EvictedRouter(ahead=1)], ids=repr)
+def test_nobody_foresees_more_than_the_oracle(prefetch):
+    forced = record(systems.mobile(gamma=1.1, slots=4))
+    for gamma in (0.0, 0.12, 1.1):
+        best, other = (
+            replay(forced, systems.mobile(gamma=gamma, slots=4, prefetch=p)) for p in (Oracle(), prefetch)
+        )  # law 8
+        assert best.hit_rate >= other.hit_rate
+        assert best.seconds_per_token <= other.seconds_per_token
+
+
+def test_policies_in_python_and_their_compiled_twins_give_the_same_replay():
+    forced = record(systems.mobile(gamma=1.1, slots=3))
+    for compiled, plain in ((LRU, OwnLRU), (Belady, OwnBelady)):
+        one, other = (replay(forced, systems.mobile(gamma=1.1, slots=3, evict=evict())) for evict in (compiled, plain))
+        assert one.trace.passes == other.trace.passes
+
+
+class OwnLRU(LRU):
+    """Not one of the types that are compiled."""
+
+
+class OwnBelady(Belady):
+    """Not one of the types that are compiled."""
 
 
 def test_the_evicted_tokens_prefetch_moves_bytes_earlier_not_fewer_misses_later():

@@ -34,6 +34,7 @@ class Cache:
         self.pledged = np.zeros((count, layers, most), dtype=bool)  # prefetched for this pass, not asked for yet
         self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
         self.tick = np.zeros(layers)
+        self.next_use: np.ndarray | None = None  # [C, L, E], where the future is known: a replay
         for row in np.flatnonzero(
             self.slots >= experts
         ):  # room for everybody: nothing is offloaded, expert e in slot e
@@ -68,13 +69,17 @@ class Cache:
             rows: configurations [R].   barred: slots not to be taken [R, S].
         """
         expert_in = self.expert_in[rows, layer]  # [R, S]
+        known = np.maximum(expert_in, 0)
         history = History(
             last_used=self.last_used[rows, layer],
-            uses=np.take_along_axis(self.uses[rows, layer], np.maximum(expert_in, 0), axis=1),
+            uses=np.take_along_axis(self.uses[rows, layer], known, axis=1),
             fetched=self.fetched[rows, layer],
+            next_use=None if self.next_use is None else np.take_along_axis(self.next_use[rows, layer], known, axis=1),
         )
         try:
             score = np.array(self.evict.score(history), dtype=float)
+        except MobileError:
+            raise
         except Exception as problem:
             raise MobileError(failed(self.evict, "score", problem)) from problem
         if score.shape != expert_in.shape or np.isnan(score).any():

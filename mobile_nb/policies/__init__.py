@@ -13,15 +13,16 @@ the user as one sentence that names it.
 
 from .codec import Full
 from .count import Fraction, TopK
-from .evict import LFU, LRU
-from .keep import Always, Entropy, Margin, MaxProbability, Never
+from .evict import LFU, LRU, Belady
+from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
 from .miss import Drop, Wait
-from .prefetch import EvictedRouter, NextGate, Nothing
+from .prefetch import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
 __all__ = [
     "LFU",
     "LRU",
     "Always",
+    "Belady",
     "Drop",
     "Entropy",
     "EvictedRouter",
@@ -32,6 +33,10 @@ __all__ = [
     "Never",
     "NextGate",
     "Nothing",
+    "Oracle",
+    "PreviousToken",
+    "ReadGates",
+    "TargetFallback",
     "TopK",
     "Wait",
 ]

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..vocabulary import MobileError
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -19,6 +21,7 @@ class History:
     last_used: np.ndarray  # request count of the layer when it was last asked for or fetched, plus up to 1/2 by rank
     uses: np.ndarray  # how often the layer has asked for this expert since the start
     fetched: np.ndarray  # request count when it came
+    next_use: np.ndarray | None = None  # number of the pass that asks for it next, inf for never; only a replay knows
 
 
 class Evict(Protocol):
@@ -48,4 +51,16 @@ class LFU:
         return history.uses + history.last_used / (history.last_used.max() + 1.0)
 
 
-__all__ = ["LFU", "LRU", "Evict", "History"]
+@dataclass(frozen=True)
+class Belady:
+    """The one that is not asked for again for the longest leaves: nobody can do better without prefetching
+    (Belady 1966). A bound, for replays: a live run does not know its future.
+    """
+
+    def score(self, history: History) -> np.ndarray:
+        if history.next_use is None:
+            raise MobileError("Belady evicts by what is asked for later, which only a replay knows; use replay().")
+        return -history.next_use
+
+
+__all__ = ["LFU", "LRU", "Belady", "Evict", "History"]

@@ -6,10 +6,11 @@ uses the largest probability. We read it so, and offer margin and entropy beside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..vocabulary import number
+from ..vocabulary import number, whole
 
 
 class Evidence(Protocol):
@@ -18,6 +19,7 @@ class Evidence(Protocol):
     max_probability: float  # in [0, 1]
     margin: float  # largest minus second largest probability, in [0, 1]
     entropy: float  # in nats, divided by log(vocabulary): 0 sure, 1 knows nothing
+    past: Sequence[float]  # max_probability of the little tokens before this one in the same text, oldest first
 
 
 class Keep(Protocol):
@@ -61,6 +63,35 @@ class Entropy(_Threshold):
 
 
 @dataclass(frozen=True)
+class TargetFallback:
+    """Lets gamma follow the text so that a chosen share of tokens falls back: the threshold is that quantile of the
+    confidences seen last. Ours, as an answer to a fixed gamma that means another ratio on every text.
+
+    Attributes:
+        ratio: share of tokens that shall fall back, in [0, 1].
+        window: how many little tokens back the quantile looks.
+        start: gamma until `ratio * window` could be one token, that is for the first 1 / ratio tokens.
+    """
+
+    ratio: float = 0.1
+    window: int = 128
+    start: float = 0.7
+
+    def __post_init__(self):
+        number("TargetFallback.ratio", self.ratio, low=0, high=1)
+        whole("TargetFallback.window", self.window)
+        number("TargetFallback.start", self.start, low=0)
+
+    def keep(self, evidence: Evidence) -> bool:
+        if self.ratio in (0, 1):
+            return self.ratio == 0
+        past = sorted(evidence.past[-self.window :])
+        if len(past) * self.ratio < 1:
+            return evidence.max_probability >= self.start
+        return evidence.max_probability >= past[int(len(past) * self.ratio)]
+
+
+@dataclass(frozen=True)
 class Always:
     """The little model alone: it is never asked again."""
 
@@ -76,4 +107,4 @@ class Never:
         return False
 
 
-__all__ = ["Always", "Entropy", "Evidence", "Keep", "Margin", "MaxProbability", "Never"]
+__all__ = ["Always", "Entropy", "Evidence", "Keep", "Margin", "MaxProbability", "Never", "TargetFallback"]

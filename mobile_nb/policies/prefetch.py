@@ -7,7 +7,7 @@ skipped, what is asked for on demand overtakes, and what has not started when it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..vocabulary import Wanted, whole
@@ -19,9 +19,14 @@ class View(Protocol):
     layers: int  # MoE layers of the model
     mode: str  # "little" or "big"
     evicted: Sequence[Sequence[int]] | None  # per layer, the router's K experts of the evicted token; None: no eviction
+    previous: Sequence[Sequence[int]] | None  # per layer, the router's K experts of the last token that stayed
 
     def gate(self, layer: int) -> Sequence[int]:
         """The K experts that `layer`'s router gives on the hidden state at hand."""
+        ...
+
+    def coming(self, layer: int) -> Sequence[int]:
+        """The experts that this pass will ask `layer` for: only a replay knows."""
         ...
 
 
@@ -53,16 +58,12 @@ class EvictedRouter:
     experts: int | None = None
 
     def __post_init__(self):
-        for field in ("ahead", "experts"):
-            if getattr(self, field) is not None:
-                whole(f"EvictedRouter.{field}", getattr(self, field))
+        for name in ("ahead", "experts"):
+            if getattr(self, name) is not None:
+                whole(f"{type(self).__name__}.{name}", getattr(self, name))
 
     def wanted(self, layer: int, view: View) -> list[Wanted]:
-        if view.evicted is None:
-            return []
-        reach = view.layers if self.ahead is None else self.ahead
-        layers = range(reach) if layer < 0 else range(layer + reach, layer + reach + 1)
-        return [Wanted(at, tuple(view.evicted[at][: self.experts])) for at in layers if at < view.layers]
+        return [] if view.evicted is None else _ahead(view.evicted, layer, view.layers, self)
 
 
 @dataclass(frozen=True)
@@ -89,4 +90,70 @@ class NextGate:
         return [Wanted(at, tuple(view.gate(at)[: self.experts]))]
 
 
-__all__ = ["EvictedRouter", "NextGate", "Nothing", "Prefetch", "View"]
+@dataclass(frozen=True)
+class PreviousToken:
+    """The experts that the token before was routed to: what a cache keeps anyway, and so a yardstick for guesses.
+
+    Attributes:
+        ahead, experts: as in `EvictedRouter`.
+    """
+
+    ahead: int | None = None
+    experts: int | None = None
+
+    __post_init__ = EvictedRouter.__post_init__
+
+    def wanted(self, layer: int, view: View) -> list[Wanted]:
+        return [] if view.previous is None else _ahead(view.previous, layer, view.layers, self)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the layers ahead will ask for: the bound of every prefetcher, for replays.
+
+    Attributes:
+        ahead: layers that it may see ahead; None for the whole pass at once.
+    """
+
+    ahead: int | None = None
+    experts = None
+
+    def __post_init__(self):
+        if self.ahead is not None:
+            whole("Oracle.ahead", self.ahead)
+
+    def wanted(self, layer: int, view: View) -> list[Wanted]:
+        return _ahead([view.coming(at) for at in range(view.layers)], layer, view.layers, self)
+
+
+@dataclass(frozen=True)
+class ReadGates:
+    """Lets another prefetcher decide, and reads the gates of the layers ahead so that the trace holds what they say:
+    with it `NextGate` can be replayed.
+
+    Attributes:
+        prefetch: who decides.
+        ahead: layers ahead to read, up to.
+    """
+
+    prefetch: Prefetch = field(default_factory=Nothing)
+    ahead: int = 3
+
+    def __post_init__(self):
+        whole("ReadGates.ahead", self.ahead)
+
+    def wanted(self, layer: int, view: View) -> list[Wanted]:
+        if layer >= 0:
+            for at in range(layer + 1, min(layer + self.ahead, view.layers - 1) + 1):
+                view.gate(at)
+        return self.prefetch.wanted(layer, view)
+
+
+def _ahead(lists: Sequence[Sequence[int]], layer: int, layers: int, policy) -> list[Wanted]:
+    """Lists known for all layers, as far ahead as the policy may: first those within reach, then one a layer."""
+    reach = layers if policy.ahead is None else policy.ahead
+    here = range(reach) if layer < 0 else range(layer + reach, layer + reach + 1)
+    return [Wanted(at, tuple(lists[at][: policy.experts])) for at in here if at < layers]
+
+
+__all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "Prefetch", "PreviousToken", "ReadGates", "View"]

@@ -7,15 +7,16 @@ stopping criteria and the generation config are those that `generate` prepared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
+from .facts import ask, best_first
 from .rollback import Rollback
-from .serve import Server, ask, best_first
+from .serve import Server
 
 _LEAN = {"input_ids", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
 
@@ -23,7 +24,8 @@ _LEAN = {"input_ids", "past_key_values", "position_ids", "use_cache", "logits_to
 class Evidence:
     """What the keep policy may know of the little token; each number is computed when it is read."""
 
-    def __init__(self, logits: torch.Tensor):
+    def __init__(self, logits: torch.Tensor, past: Sequence[float] = ()):
+        self.past = past
         self._p = torch.softmax(logits.float(), dim=-1)  # [V]
         self.max_probability = self._p.max().item()
 
@@ -63,6 +65,7 @@ class Decoder:
     def __init__(self, server: Server, keep: Callable[[], object], request: int, record: Callable[[Pass], None]):
         self.server, self.keep, self.request, self.record = server, keep, request, record
         self.two_passes = server.config.two_passes
+        self._past: list[float] = []  # confidences of the little tokens so far
 
     def __call__(
         self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer=None, **model_kwargs
@@ -128,6 +131,7 @@ class Decoder:
         evidence = self._judge(outputs, step, little)
         little.gamma = math.nan if gamma is None else gamma
         kept = ask(keep, "keep", evidence)
+        self._past.append(evidence.max_probability)
         if type(kept).__name__ not in ("bool", "bool_"):  # Python's or NumPy's
             raise MobileError(f"the policy {keep!r} must answer `keep` with True or False, got {kept!r}.")
         if kept:
@@ -148,7 +152,7 @@ class Decoder:
         return outputs, done
 
     def _judge(self, outputs, step: int, done: Pass) -> Evidence:
-        evidence = Evidence(outputs.logits[0, -1])
+        evidence = Evidence(outputs.logits[0, -1], self._past)
         if math.isnan(evidence.max_probability):
             raise MobileError(
                 f"the model's logits hold NaN at new token {step}: its weights are damaged, or {outputs.logits.dtype} "

@@ -8,7 +8,6 @@ Legend: T tokens of the call · K experts routed to · k of them run · E expert
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,23 +19,9 @@ from ..memory.scheduler import Scheduler
 from ..memory.store import Arena, Slots
 from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
-from ..vocabulary import PROMPT, MobileError, failed
+from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
-
-
-@dataclass
-class View:
-    """What a prefetcher may know; see `mobile_nb.policies.prefetch.View`."""
-
-    layers: int
-    mode: str = PROMPT
-    evicted: list[list[int]] | None = None
-    hidden: torch.Tensor | None = None
-    found: list[MoELayer] = field(default_factory=list)
-
-    def gate(self, layer: int) -> list[int]:
-        """The experts that `layer`'s router gives on the hidden state of the layer at hand, best first."""
-        return self.found[layer].route(self.hidden)[0].tolist()
+from .facts import View, ask, read_gates
 
 
 class Server:
@@ -60,7 +45,7 @@ class Server:
         self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
         self.view = View(len(layers), found=layers)
         self.mode: str | None = None  # None: the model was called outside a pass
-        self._device, self._compute = device, []
+        self._device, self._compute, self._ended = device, [], None
         self._settled = [False] * len(layers)
         self._routed: list[list] = [[] for _ in layers]
 
@@ -94,7 +79,9 @@ class Server:
 
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
         """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
-        self.mode, self.view.mode, self.view.evicted = mode, mode, evicted
+        if evicted is None:  # the pass before wrote a token
+            self.view.last = None if mode == PROMPT else self._ended
+        self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
         self._routed = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
@@ -108,10 +95,12 @@ class Server:
         ids = torch.stack([torch.cat([i for i, _ in calls]) for calls in self._routed])
         weights = torch.stack([torch.cat([w for _, w in calls]) for calls in self._routed])
         since = {name: self.scheduler.counts[name][0] - before for name, before in self._before.items()}
+        self._ended = ids.to("cpu", torch.int16).numpy(), weights.to("cpu", torch.float32).numpy()
         return {
-            "ids": ids.to("cpu", torch.int16).numpy(),
-            "weights": weights.to("cpu", torch.float32).numpy(),
+            "ids": self._ended[0],
+            "weights": self._ended[1],
             "copies": self.scheduler.take_copies(),
+            "gates": read_gates(self.view.read, ids.shape),
         } | {name: since[name] for name in ("requests", "hits", "late", "misses")}
 
     def give_up(self) -> None:
@@ -219,6 +208,7 @@ class Server:
 
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):
+            self.view.at = at
             wanted = ask(self.config.prefetch, "wanted", at, self.view)
             if wanted:
                 self.scheduler.want(wanted)
@@ -228,20 +218,4 @@ class Server:
         self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
 
 
-def ask(policy, question: str, *facts):
-    """Asks a policy, and tells in one sentence which one failed if it does."""
-    try:
-        return getattr(policy, question)(*facts)
-    except MobileError:
-        raise
-    except Exception as problem:
-        raise MobileError(failed(policy, question, problem)) from problem
-
-
-def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
-    """A token's routing [L, 1, K] as lists of expert ids a layer, largest weight first."""
-    order = np.argsort(-weights[:, 0], axis=1, kind="stable")
-    return np.take_along_axis(ids[:, 0], order, axis=1).tolist()
-
-
-__all__ = ["Server", "View", "ask", "best_first"]
+__all__ = ["Server"]

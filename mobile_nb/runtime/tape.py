@@ -1,0 +1,145 @@
+"""A recorded run made ready for replays: which of its passes a configuration would have made, and what they ask for.
+
+A run whose every token fell back holds, at each position, the little and the big outcome. From it any gamma can be
+replayed, and the big model alone, without the model: the text and its KV cache are then those of the big model, which
+a live run would have mixed (teacher forcing). For the big model alone that is exact.
+
+Legend: P passes · L MoE layers · E experts · K experts routed to · T tokens of a pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..trace import Trace
+from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
+from .config import MobileConfig
+from .facts import ask
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The passes that a configuration makes: `index` into the recording's [P], and whether each wrote a token [P].
+
+    `exact` is False where the text would have been another in a live run.
+    """
+
+    index: np.ndarray
+    wrote: np.ndarray
+    exact: bool
+
+
+@dataclass
+class Recorded:
+    """What a keep policy may know of a recorded little token."""
+
+    max_probability: float
+    past: Sequence[float]
+
+    def __getattr__(self, name: str):
+        raise MobileError(f"a trace holds the largest probability of each token, not its {name}; run this keep live.")
+
+
+class Tape:
+    """A trace as arrays, and the scripts that configurations make of it.
+
+    Args:
+        trace: a recording; `conditions` must hold layers, experts and questions.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace, self.passes = trace, trace.passes
+        self.layers, self.experts = trace.conditions["layers"], trace.conditions["experts"]
+        self.single = np.array([p.ids.shape[1] == 1 for p in self.passes], dtype=bool)
+        self.steps = np.array([p.step for p in self.passes], dtype=np.int64)
+        self.tokens = np.array([p.ids.shape[1] for p in self.passes], dtype=np.int64)
+        last = [p.ids[:, -1] for p in self.passes]
+        self.ids = np.array(last, dtype=np.int64).reshape(len(last), self.layers, -1)  # [P, L, K] of the last token
+        weights = np.array([p.weights[:, -1] for p in self.passes], dtype=np.float32).reshape(self.ids.shape)
+        order = np.argsort(-weights, axis=2, kind="stable")
+        self.best = np.take_along_axis(self.ids, order, axis=2)  # the same, best first
+
+    def select(self, config: MobileConfig) -> Selection:
+        """The passes that `config` makes.
+
+        Raises:
+            MobileError: the change would change the text, or needs passes that were not recorded.
+        """
+        asked = self.trace.conditions.get("questions", {})
+        for question in ("miss", "codec"):
+            given = repr(getattr(config, question))
+            if asked.get(question, given) != given:
+                raise MobileError(_refusal(question, asked[question], given))
+        everything = np.arange(len(self.passes))
+        wrote = np.array([p.token_id >= 0 for p in self.passes], dtype=bool)
+        same = asked.get("count", repr(config.count)) == repr(config.count)
+        if same and (not config.two_passes or asked.get("keep", repr(config.keep)) == repr(config.keep)):
+            return Selection(everything, wrote, exact=True)
+        if not config.two_passes and not same:
+            return self._big_alone(config, asked)
+        if not same and not _same_little(asked["count"], config.count):
+            raise MobileError(_refusal("count", asked["count"], repr(config.count)))
+        return self._judged(config)
+
+    def _big_alone(self, config: MobileConfig, asked: dict) -> Selection:
+        modes = [p.mode for p in self.passes]
+        steps = {(p.request, p.step) for p in self.passes if p.mode == LITTLE}
+        both = {(p.request, p.step) for p in self.passes if p.mode == BIG}
+        if repr(config.count) != "TopK()" or not steps <= both:
+            more = ", or replay a recording with gamma above 1, which holds the big model's passes too"
+            raise MobileError(_refusal("count", asked["count"], repr(config.count), more))
+        index = np.array([i for i, mode in enumerate(modes) if mode != LITTLE])
+        return Selection(index, np.ones(len(index), dtype=bool), exact="prompt=1.0" in asked["count"])
+
+    def _judged(self, config: MobileConfig) -> Selection:
+        """Each position again, little and then perhaps big, as `config.keep` decides it."""
+        index, wrote, past, lacking = [], [], [], 0
+        follows = [*self.passes[1:], None]
+        for i, (done, after) in enumerate(zip(self.passes, follows, strict=True)):
+            if done.mode == PROMPT:
+                past = []
+            if done.mode != LITTLE:
+                if done.mode == PROMPT or (index and index[-1] == i - 1 and not wrote[-1]):
+                    index.append(i)
+                    wrote.append(True)
+                continue
+            kept = bool(ask(config.keep, "keep", Recorded(done.confidence, past)))
+            past.append(done.confidence)
+            rewritten = (
+                after is not None
+                and after.mode == BIG
+                and (after.request, after.step)
+                == (
+                    done.request,
+                    done.step,
+                )
+            )
+            lacking += not kept and not rewritten
+            index.append(i)
+            wrote.append(kept)
+        if lacking:
+            raise MobileError(
+                f"{config.keep!r} would have had the big model rewrite {lacking} tokens that this trace holds only the "
+                "little pass of; record with gamma above 1, so that it holds both."
+            )
+        return Selection(np.array(index), np.array(wrote, dtype=bool), exact=False)
+
+
+def _same_little(recorded: str, count) -> bool:
+    """Whether two fractions differ in the prompt alone; that changes the KV cache, but not what there is to replay."""
+    recorded, given = (re.sub(r"prompt=[^,)]*", "", text) for text in (recorded, repr(count)))
+    return recorded == given
+
+
+def _refusal(question: str, recorded: str, given: str, more: str = "") -> str:
+    return (
+        f"a replay cannot change {question} from {recorded} to {given}: that changes the text, so it needs the model; "
+        f"run it live, with offload{more}."
+    )
+
+
+__all__ = ["Selection", "Tape"]
