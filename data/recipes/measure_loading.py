@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python data/recipes/measure_loading.py --json data/results/loading_cpu.json
 
-Each run is a fresh process, and the ways take turns. The checkpoint is synthetic (`synthetic.py`), about 1.6 GB of
-bfloat16; it is written to a temporary folder and removed. `peak` is the most anonymous memory above what the process
-had after its imports: pages of files that are mapped do not count, whoever maps them. `seconds` is the time of the
-call, `ready` the time until each page of each weight has been touched as well: transformers and accelerate return while
-weights are still in mapped files, to be read when they are first used. accelerate's disk offload keeps none in memory.
+Each run is a process of its own, forked when all imports are done, and the ways take turns. The checkpoint is synthetic
+(`synthetic.py`), about 1.6 GB of bfloat16; it is written to a temporary folder and removed. `peak` is the most
+anonymous memory above what the process had at its start: pages of files that are mapped do not count, whoever maps
+them. `seconds` is the time of the call, `ready` the time until each page of every weight has been touched as
+well: transformers and accelerate return while weights are still in mapped files, to be read when they are first used.
+accelerate's disk offload keeps none in memory.
 
     warm    the files are in the page cache
     cold    they were dropped from it before each run (posix_fadvise); `disk` says how much really came from the disk
@@ -18,16 +19,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the imports below
+
+import accelerate
+import safetensors
+import torch
+import transformers
+from safetensors import safe_open
 from synthetic import LAYOUTS, forget, from_disk, machine, write
+from transformers import AutoModelForCausalLM as Auto
+from transformers.models.granitemoe import modeling_granitemoe  # noqa: F401
+from transformers.models.olmoe import modeling_olmoe  # noqa: F401
+
+from mobile_nb import load
+from mobile_nb.files import written_whole
 
 WAYS = ("safetensors", "mobile_nb", "transformers", "accelerate")
 CACHES = ("warm", "cold")
@@ -51,13 +64,6 @@ def anonymous() -> int:
 
 def run_once(way: str, folder: Path) -> dict:
     """Loads in this process."""
-    import torch
-    import transformers
-    from transformers.models.granitemoe import modeling_granitemoe  # noqa: F401
-    from transformers.models.olmoe import modeling_olmoe  # noqa: F401
-
-    import mobile_nb.model.load  # noqa: F401
-
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -76,8 +82,8 @@ def run_once(way: str, folder: Path) -> dict:
     kept = _load(way, folder)
     seconds = time.perf_counter() - start
     for tensor in kept.values() if isinstance(kept, dict) else kept.state_dict().values():
-        if not tensor.is_meta:
-            tensor.detach().flatten()[::1024].clone()  # every page, and some twice
+        for part in () if tensor.is_meta else tensor if tensor.dim() == 3 else [tensor]:
+            part.detach().view(-1)[::1024].clone()  # every page, and some twice
     ready, busy = time.perf_counter() - start, time.process_time() - busy
     peak = max(peak, anonymous())
     over.set()
@@ -86,12 +92,7 @@ def run_once(way: str, folder: Path) -> dict:
 
 
 def _load(way: str, folder: Path):
-    from safetensors import safe_open
-    from transformers import AutoModelForCausalLM as Auto
-
     if way == "mobile_nb":
-        from mobile_nb import load
-
         return load(str(folder), device="cpu", progress=False)[0]
     if way == "transformers":
         return Auto.from_pretrained(folder, dtype="auto")
@@ -110,7 +111,7 @@ def measure(layout: str, gb: float, runs: int, ways, caches, folder: str | None 
     """One row a cache and way: medians, and the least and the most seconds; every run in a process of its own."""
     layers = max(1, round(gb * 1e9 / (2 * 3 * SIZES["hidden_size"] * SIZES["intermediate_size"] * EXPERTS)))
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        nbytes = write(Path(place), layout, experts=EXPERTS, num_hidden_layers=layers, **SIZES)
+        nbytes = apart(write, Path(place), layout, experts=EXPERTS, num_hidden_layers=layers, **SIZES)
         found = {(cache, way): [] for cache in caches for way in ways}
         for _ in range(runs):
             for cache, way in found:
@@ -118,17 +119,14 @@ def measure(layout: str, gb: float, runs: int, ways, caches, folder: str | None 
                     forget(Path(place))
                 else:
                     _read_through(Path(place))
-                found[cache, way].append(_in_a_process(way, place))
+                found[cache, way].append(apart(run_once, way, Path(place)))
     return [_row(layout, cache, way, nbytes, got) for (cache, way), got in found.items()]
 
 
-def _in_a_process(way: str, place: str) -> dict:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, "--once", way, "--folder", place]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def apart(work, *args, **kwargs):
+    """What `work` returns, done in a process of its own."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(work, args, kwargs)
 
 
 def _read_through(folder: Path) -> None:
@@ -166,11 +164,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="of each way (%(default)s)")
     parser.add_argument("--folder", help="where the checkpoint is written")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--once", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.once:
-        print(json.dumps(run_once(args.once, Path(args.folder))))
-        return
     rows = []
     for layout in args.layouts:
         rows += measure(layout, args.gb, args.runs, args.ways, args.caches, args.folder)
@@ -185,11 +179,6 @@ def main() -> None:
             f"({least:.2f} to {most:.2f}), CPU {row['least_cpu_seconds']:.2f} s, disk {row['disk_over_model']:.2f} x"
         )
     if args.json:
-        import accelerate
-        import safetensors
-
-        from mobile_nb.files import written_whole
-
         about = machine() | {"accelerate": accelerate.__version__, "safetensors": safetensors.__version__}
         with written_whole(args.json) as temporary:
             temporary.write_text(json.dumps({"conditions": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")

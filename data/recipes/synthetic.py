@@ -124,6 +124,7 @@ def machine() -> dict:
         "measured": True,
         "cpu": f"{cpu} ({platform.machine()})",
         "cores": f"{os.cpu_count()}, of which this may use {len(os.sched_getaffinity(0))}",
+        "load_average": [round(load, 1) for load in os.getloadavg()],  # others' work, as far as it is not this
         "threads": torch.get_num_threads(),
         "memory_gb": round(memory, 1),
         "virtual_machine": "hypervisor" in Path("/proc/cpuinfo").read_text(),
