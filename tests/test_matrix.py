@@ -4,9 +4,12 @@
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from helpers import GREEDY, gap, make, plain, prompt, refused
 
 from mobile_nb import MobileError, offload, systems
@@ -28,8 +31,6 @@ FAST = {
     "cohere2_moe": (RENORMALISED, ROUTER),
     "deepseek_v2": (AS_THEY_ARE, ROUTER),
     "deepseek_v3": (RENORMALISED, LARGEST),
-    "deepseek_v32": (RENORMALISED, LARGEST),  # keys picked by an index
-    "deepseek_v4": (RENORMALISED, LARGEST),  # experts picked by the token's id, keys compressed
     "ernie4_5_moe": (RENORMALISED, LARGEST),
     "ernie4_5_vl_moe": (RENORMALISED, LARGEST),  # experts of its own for pictures
     "gemma4_text": (RENORMALISED, ROUTER),  # its experts live in the decoder layer, its weights have a scale each
@@ -37,13 +38,10 @@ FAST = {
     "gpt_oss": (RENORMALISED, ROUTER),
     "granitemoe": (RENORMALISED, ROUTER),
     "granitemoehybrid": (RENORMALISED, ROUTER),  # a state space model
-    "inkling_text": (AS_THEY_ARE, LARGEST),  # convolutions beside sliding windows
     "jamba": (AS_THEY_ARE, ROUTER),
     "lfm2_moe": (RENORMALISED, LARGEST),  # convolutions; the block routes
     "minimax": (RENORMALISED, ROUTER),  # a cache class of its own
-    "minimax_m3_vl_text": (RENORMALISED, LARGEST),
     "mixtral": (RENORMALISED, ROUTER),
-    "muse_spark": (RENORMALISED, LARGEST),  # experts narrower than the model
     "nemotron_h": (RENORMALISED, LARGEST),  # no gate, mamba
     "olmoe": (AS_THEY_ARE, ROUTER),
     "phimoe": (AS_THEY_ARE, LARGEST),
@@ -53,6 +51,11 @@ FAST = {
     "qwen3_vl_moe": (RENORMALISED, ROUTER),
 }
 SLOW = {
+    "deepseek_v32": (RENORMALISED, LARGEST),  # keys picked by an index
+    "deepseek_v4": (RENORMALISED, LARGEST),  # experts picked by the token's id, keys compressed
+    "inkling_text": (AS_THEY_ARE, LARGEST),  # convolutions beside sliding windows
+    "minimax_m3_vl_text": (RENORMALISED, LARGEST),
+    "muse_spark": (RENORMALISED, LARGEST),  # experts narrower than the model
     **dict.fromkeys(("aria_text", "flint", "granitemoe_swa", "granitemoeshared"), (RENORMALISED, ROUTER)),
     **dict.fromkeys(("hunyuan_v1_moe", "mellum", "mistral4", "mistral_large4"), (RENORMALISED, ROUTER)),
     **dict.fromkeys(("qwen3_5_moe_text", "qwen3_omni_moe_thinker", "qwen4_exp_text"), (RENORMALISED, ROUTER)),
@@ -106,6 +109,18 @@ def test_a_family_that_cannot_work_says_why(name, found):
 def test_every_family_with_fused_experts_is_in_the_lists_above():
     """A new release of transformers brings new families: `python -m mobile_nb architectures`, then a line for each."""
     assert set(architectures()) <= FAST.keys() | SLOW.keys() | NOT_QUITE.keys()
+
+
+def test_the_readme_has_a_row_for_every_family():
+    """It is pasted from `python -m mobile_nb architectures --markdown`; the sentence above it names the version."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    count, version = re.search(r"(\d+) families, transformers ([\d.]+):", text).groups()
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", text.partition("| architecture |")[2], re.MULTILINE)
+    assert len(rows) == int(count)
+    if transformers.__version__ == version:
+        assert [name for name, _ in rows] == architectures()
+    verdicts = {name: "all" if " all |" in cells else "less" for name, cells in rows}
+    assert verdicts == dict.fromkeys(FAST.keys() | SLOW.keys(), "all") | dict.fromkeys(NOT_QUITE, "less")
 
 
 def test_a_family_without_fused_experts_is_refused_with_what_was_found():
