@@ -32,6 +32,7 @@ _HOMES = {
     "Generation": ".runtime.generation",
     "MobileConfig": ".runtime.config",
     "replay": ".runtime.replay",
+    "sweep": ".runtime.sweep",
     "Hardware": ".hardware",
     "Geometry": ".hardware",
     "Trace": ".trace",

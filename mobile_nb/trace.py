@@ -164,6 +164,25 @@ class Trace:
             )
         return Trace(conditions, passes)
 
+    @staticmethod
+    def from_routing(ids, *, num_experts: int, scores=None, name: str = "routing recorded elsewhere") -> Trace:
+        """A trace from routing alone, as other engines and papers publish it: one pass of the full model a token.
+
+        Args:
+            ids: [T, L, K] experts that token T was routed to at layer L, each at most once.
+            num_experts: E, of every layer.
+            scores: [T, L, K] their weights; None for best first as given.
+            name: what the model is called in reports.
+
+        Raises:
+            ValueError: shapes or ids that cannot be.
+        """
+        from .routing import conditions, one_token, ranked
+
+        ids, scores = ranked(ids, num_experts, scores)
+        about = conditions(name, ids.shape[1], num_experts, ids.shape[2])
+        return Trace(about, [one_token("big", t + 1, ids[t], scores[t]) for t in range(len(ids))])
+
     def _passes(self) -> list[dict]:
         plain = ("request", "step", "mode", "token_id", "confidence", "gamma", "begin", "end")
         size = self.conditions.get("expert_bytes", 0)

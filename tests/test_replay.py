@@ -79,7 +79,7 @@ def test_what_would_change_the_text_is_refused():
     trace = record(systems.mobile(gamma=0, slots=3))
     with refused("would have had the big model rewrite", "record with gamma above 1"):
         replay(trace, systems.mobile(gamma=0.9, slots=3))
-    with refused("cannot change count", "gamma above 1 holds the big model's passes"):
+    with refused("cannot change count", "gamma above 1, which holds the big model's passes"):
         replay(trace, systems.on_demand(slots=3))
     with refused("cannot change count", "run it live"):
         replay(trace, systems.mobile(gamma=0, slots=3, fraction=0.25))

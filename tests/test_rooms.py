@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 TOP = "the top"  # __init__ and __main__: they may import everything, and nothing imports them
 FLOORS = {
-    **dict.fromkeys(("vocabulary", "clock", "hardware", "costs", "trace", "files"), 0),
+    **dict.fromkeys(("vocabulary", "clock", "hardware", "costs", "trace", "routing", "files"), 0),
     "policies": 1,
     "memory": 2,
     "model": 3,
@@ -34,7 +34,7 @@ ONLY_IN = {
     "ipywidgets": {"view"},
 }
 NO_TORCH_AT_ALL = ("mobile_nb.analysis.tasks", "mobile_nb.analysis.metrics")
-NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "files", "policies", TOP}
+NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "policies", TOP}
 LONGEST = 250  # lines
 
 

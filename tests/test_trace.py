@@ -73,6 +73,8 @@ def test_traces_that_differ_anywhere_are_not_equal(real):
         elif isinstance(value, np.ndarray):
             other = value.copy()
             other.flat[0] += 1
+        elif value is None:
+            other = np.zeros((1, 2, 2), dtype=np.int16)
         else:
             other = "big" if isinstance(value, str) else value + 1
         changed = Pass(**({name: getattr(one, name) for name in Pass.__slots__} | {field: other}))

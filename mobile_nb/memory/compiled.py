@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rules import CLOCK, EXPERT, QUEUED, SLOT, TURN, run
+from .records import CLOCK, COPY, EXPERT, QUEUED, SLOT, TURN
+from .rules import run
 from .scheduler import COUNTERS
-from .script import COPY, Played, Script
+from .script import Played, Script
+
+GIVEN = ("asked_at", "asked", "asked_s", "next_ask", "wanted_at", "wanted", "layer_s", "head_s")  # in `run`'s order
 
 
 def play(script: Script, layers: int, experts: int, slots: int, fetch_s: float, leaves: int, *, record=False) -> Played:
@@ -18,7 +21,7 @@ def play(script: Script, layers: int, experts: int, slots: int, fetch_s: float, 
 
     Args:
         layers, experts, slots: L, E and S.
-        fetch_s: seconds of one expert's transfer.
+        fetch_s: seconds of one expert's transfer, above 0.
         leaves: LEAST_RECENT, LEAST_FREQUENT or FARTHEST.
         record: keep the copies.
     """
@@ -30,7 +33,10 @@ def play(script: Script, layers: int, experts: int, slots: int, fetch_s: float, 
     clock["fetch_s"], clock["leaves"] = fetch_s, leaves
     counts = np.zeros((len(script.layer_s), len(COUNTERS), layers), dtype=np.int64)
     copies = np.zeros(len(script.asked) + len(script.wanted) if record else 0, COPY)
-    begin, end = run(script, device, host, np.zeros(longest, QUEUED), np.zeros(experts, TURN), clock, counts, copies)
+    # numba's cache on disk names the types that it was compiled for: plain arrays outlive our own classes
+    given = [getattr(script, name) for name in GIVEN]
+    state = device, host, np.zeros(longest, QUEUED), np.zeros(experts, TURN), clock, counts, copies
+    begin, end = run(*given, *state)
     return Played(begin, end, counts, copies[: int(clock["copied"][0])])
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..vocabulary import Wanted
+from .records import COPY
 from .scheduler import COUNTERS, Scheduler
 
 
@@ -40,12 +41,6 @@ class Script(NamedTuple):
         """The prefetches of pass p once `layer` is under way, in order."""
         here = slice(*self.wanted_at[p * (layers + 1) + layer + 1 :][:2])
         return [Wanted(at, (expert,)) for at, expert in self.wanted[here].tolist()]
-
-
-COPY = np.dtype(
-    [(name, np.int64) for name in ("pass_", "early", "layer", "expert", "slot", "evicted")]
-    + [("begin", np.float64), ("end", np.float64)]
-)
 
 
 class Played(NamedTuple):
@@ -93,4 +88,4 @@ def interpret(script: Script, scheduler: Scheduler) -> Played:
     return Played(begin, end, counts, np.array(copies, COPY))
 
 
-__all__ = ["COPY", "Played", "Script", "interpret"]
+__all__ = ["Played", "Script", "interpret"]

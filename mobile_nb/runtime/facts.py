@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from ..model.adapters import MoELayer
 from ..vocabulary import PROMPT, MobileError, failed
+
+if TYPE_CHECKING:  # replays ask policies too, and need no torch
+    import torch
+
+    from ..model.adapters import MoELayer
 
 
 @dataclass

@@ -15,11 +15,13 @@ from .foresight import Foresight
 from .tape import Selection, Tape
 
 
-def layout(tape: Tape, selection: Selection, config: MobileConfig) -> dict[str, np.ndarray]:
-    """All of a `Script` but its seconds, with the tokens of each pass and of each expert asked instead."""
+def layout(tape: Tape, selection: Selection, config: MobileConfig) -> dict:
+    """All of a `Script` but its seconds; instead, as values and which of them, the tokens of each pass and expert."""
     asked_at, asked, amounts = _asked(tape, selection, config)
-    found = {"asked_at": asked_at, "asked": asked, "amounts": amounts, "tokens": tape.tokens[selection.index]}
-    found["next_ask"], found["first_ask"] = _uses(asked_at, asked, tape.layers, tape.experts)
+    found = {"asked_at": asked_at, "asked": asked}
+    found["amounts"] = np.unique(amounts, return_inverse=True)
+    found["tokens"] = np.unique(tape.tokens[selection.index], return_inverse=True)
+    found["next_ask"], found["first_ask"] = uses(asked_at, asked, tape.layers, tape.experts)
     return found | Foresight(tape, selection, asked_at, asked).wanted(config.prefetch)
 
 
@@ -55,7 +57,7 @@ def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.n
     return asked_at, asked, amounts
 
 
-def costed(layout: dict[str, np.ndarray], costs: Costs) -> Script:
+def costed(layout: dict, costs: Costs) -> Script:
     """A script from its layout: seconds for tokens."""
     rest = {name: value for name, value in layout.items() if name not in ("amounts", "tokens")}
     return Script(
@@ -66,8 +68,8 @@ def costed(layout: dict[str, np.ndarray], costs: Costs) -> Script:
     )
 
 
-def _by_value(amounts: np.ndarray, seconds) -> np.ndarray:
-    values, which = np.unique(amounts, return_inverse=True)
+def _by_value(amounts: tuple[np.ndarray, np.ndarray], seconds) -> np.ndarray:
+    values, which = amounts
     return np.array([seconds(int(value)) for value in values], dtype=float)[which]
 
 
@@ -80,7 +82,7 @@ def _most_wanted(ids: np.ndarray, weights: np.ndarray, run: int, over) -> tuple[
     return experts[order], amounts[order]
 
 
-def _uses(asked_at: np.ndarray, asked: np.ndarray, layers: int, experts: int) -> tuple[np.ndarray, np.ndarray]:
+def uses(asked_at: np.ndarray, asked: np.ndarray, layers: int, experts: int) -> tuple[np.ndarray, np.ndarray]:
     """For each asked expert the number of the pass that asks its layer for it next, and [L, E] for it first."""
     cell = np.repeat(np.arange(len(asked_at) - 1), np.diff(asked_at))
     number, key = cell // layers, cell % layers * experts + asked
@@ -94,4 +96,4 @@ def _uses(asked_at: np.ndarray, asked: np.ndarray, layers: int, experts: int) ->
     return after, first.reshape(layers, experts)
 
 
-__all__ = ["costed", "layout"]
+__all__ = ["costed", "layout", "uses"]

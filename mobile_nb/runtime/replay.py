@@ -130,7 +130,7 @@ def replay(
 def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, geometry, *, record: bool) -> Replay:
     """`replay`, of a selection that is laid out already; without `record` it keeps no copies."""
     about = tape.trace.conditions
-    hardware, geometry = _machine(about, hardware), _sizes(about, geometry)
+    hardware, geometry = machine_of(about, hardware), _sizes(about, geometry)
     costs = Costs(hardware, geometry, tape.layers)
     free_gb = 0.9 * hardware.device_gb - geometry.other_gb
     slots, chosen = choose_slots(config, geometry, tape.experts, free_gb)
@@ -166,7 +166,8 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     )
 
 
-def _machine(about: dict, hardware: Hardware | str | None) -> Hardware:
+def machine_of(about: dict, hardware: Hardware | str | None) -> Hardware:
+    """The hardware of a replay: as given, or the recording's."""
     if hardware is None and not about.get("hardware_rates"):
         raise MobileError("this trace holds no machine's rates (it was measured, or made elsewhere): give hardware=.")
     hardware = Hardware(**about["hardware_rates"]) if hardware is None else hardware
@@ -180,4 +181,4 @@ def _sizes(about: dict, geometry: Geometry | str | None) -> Geometry:
     return Geometry.of(geometry) if isinstance(geometry, str) else geometry
 
 
-__all__ = ["Replay", "play_laid", "replay"]
+__all__ = ["Replay", "machine_of", "play_laid", "replay"]

@@ -1,0 +1,51 @@
+"""Passes of a trace from routing alone: recorded by another engine, or drawn. Knows nothing of times or models.
+
+Legend: T tokens · L MoE layers · K experts routed to · E experts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .trace import Pass
+
+
+def ranked(ids, num_experts: int, scores=None) -> tuple[np.ndarray, np.ndarray]:
+    """Checked ids and scores [T, L, K]; without scores the ids count as best first.
+
+    Raises:
+        ValueError: shapes or ids that cannot be.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 3 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"ids must be whole numbers [tokens, layers, K], got {ids.dtype} of shape {ids.shape}.")
+    if ids.min() < 0 or ids.max() >= num_experts:
+        raise ValueError(f"ids must be from 0 to num_experts - 1 = {num_experts - 1}, got {ids.min()} to {ids.max()}.")
+    order = np.sort(ids, axis=2)
+    if (order[..., 1:] == order[..., :-1]).any():
+        raise ValueError("a token cannot be routed to the same expert of a layer twice.")
+    best_first = np.arange(ids.shape[2], 0, -1) / ids.shape[2]
+    scores = np.broadcast_to(best_first, ids.shape) if scores is None else np.asarray(scores)
+    if scores.shape != ids.shape:
+        raise ValueError(f"scores must have the shape of ids, {ids.shape}, got {scores.shape}.")
+    return ids.astype(np.int16), scores.astype(np.float32)
+
+
+def one_token(
+    mode: str, step: int, ids: np.ndarray, scores: np.ndarray, *, token_id: int = 0, confidence: float = math.nan
+) -> Pass:
+    """A pass of one token with routing [L, K], not timed yet."""
+    none = np.zeros(len(ids), dtype=np.int64)
+    routing = ids[:, None], scores[:, None]  # [L, 1, K]
+    return Pass(0, step, mode, token_id, confidence, math.nan, 0.0, 0.0, *routing, none, none, none, none)
+
+
+def conditions(name: str, layers: int, experts: int, top_k: int) -> dict:
+    """What is known of such a trace."""
+    shape = {"layers": layers, "experts": experts, "top_k": top_k}
+    return {"model": name, **shape, "time": "not timed", "measured": False, "expert_bytes": 0}
+
+
+__all__ = ["conditions", "one_token", "ranked"]
