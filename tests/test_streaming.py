@@ -371,6 +371,15 @@ def test_memory_is_pageable_where_the_system_locks_no_more(monkeypatch):
     assert not driver.locked
 
 
+def test_large_memory_is_whole_and_writable_and_too_much_is_a_memory_error():
+    memory, locked = host.host_memory(host.HUGE + 5)
+    assert len(memory) == host.HUGE + 5 and not locked
+    torch.frombuffer(memory, dtype=torch.uint8).fill_(7)
+    assert memory[0] == memory[-1] == 7
+    with pytest.raises(MemoryError, match="bytes left"):
+        host.host_memory(1 << 60)
+
+
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
