@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
+
+from .replaying import add_commands, write
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", help="of the weights, such as bfloat16 (the config's)")
     plan.set_defaults(run=_plan)
 
+    add_commands(commands)
+
     families = commands.add_parser("architectures", help="check every family with fused experts in this transformers")
     families.add_argument("names", nargs="*", metavar="name", help="transformers model types (all of them)")
     families.add_argument("--markdown", action="store_true", help="as the README shows it")
@@ -73,7 +76,7 @@ def _architectures(args) -> int:
 
     rows = matrix.matrix(args.names or None, progress=sys.stderr.isatty())
     print(matrix.markdown(rows) if args.markdown else _families(rows))
-    _write(args.json, rows)
+    write(args.json, rows)
     return int(any(row["verdict"] == matrix.WRONG for row in rows))
 
 
@@ -99,7 +102,7 @@ def _demo(args) -> None:
         f"{numbers['conditions']['time']}; prefetch precision is the share of the evicted token's experts that the big "
         f"model then ran.\nThe demo itself took {time.perf_counter() - started:.0f} s."
     )
-    _write(args.json, numbers)
+    write(args.json, numbers)
 
 
 def _bench(args) -> None:
@@ -118,16 +121,7 @@ def _bench(args) -> None:
     ]
     print(terminal.table(shown))
     print(f"\nMedians of {args.repeats} pairs, {rows[0]['conditions']}.")
-    _write(args.json, rows)
-
-
-def _write(path: Path | None, numbers) -> None:
-    from .files import written_whole
-
-    if path is not None:
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        print(f"numbers written to {path}")
+    write(args.json, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
