@@ -21,8 +21,8 @@ demo: $(READY)  ## the embedded model, offloaded, in a minute on any machine
 
 test: lint pytest notebooks  ## lint, tests, then every notebook run again and compared
 
-pytest: $(READY)  ## the tests alone
-	@$(CALM) $(PY) -m pytest
+pytest: $(READY)  ## the tests alone, on every core
+	@$(CALM) $(PY) -m pytest --numprocesses auto --maxprocesses 8
 
 notebooks: $(READY)  ## the notebooks alone
 ifeq ($(NOTEBOOKS),)
