@@ -32,6 +32,7 @@ _HOMES = {
     "Generation": ".runtime.generation",
     "MobileConfig": ".runtime.config",
     "replay": ".runtime.replay",
+    "evaluate": ".analysis.evaluate",
     "Hardware": ".hardware",
     "Geometry": ".hardware",
     "Trace": ".trace",
