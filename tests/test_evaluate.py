@@ -68,17 +68,19 @@ def test_each_row_of_a_batch_is_written_as_if_it_were_alone(model, data):
 def test_other_systems_write_the_same_in_batches_too(model, config):
     prompts = [[5, 6, 7], [9, 8, 7, 6, 5, 4]]
     with installed(model, config) as decoder:
-        rows = decoder.write(padded(prompts), max_new_tokens=NEW)
+        rows = decoder.write(padded(prompts), max_new_tokens=NEW, eos_token_id=99)
     with mobile_nb.offload(model, config) as engine:
         for prompt, row in zip(prompts, rows, strict=True):
-            assert row.token_ids == engine.generate(prompt, max_new_tokens=NEW, do_sample=False).token_ids
+            assert (
+                row.token_ids == engine.generate(prompt, max_new_tokens=NEW, eos_token_id=99, do_sample=False).token_ids
+            )
 
 
 def test_all_k_is_what_transformers_writes(model):
     batch = padded([[5, 6, 7], [9, 8, 7, 6, 5, 4]])
     with installed(model, systems.big()) as decoder:
-        rows = decoder.write(batch, max_new_tokens=NEW)
-    out = model.generate(**batch, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        rows = decoder.write(batch, max_new_tokens=NEW, eos_token_id=99)
+    out = model.generate(**batch, max_new_tokens=NEW, eos_token_id=99, do_sample=False, pad_token_id=0)
     assert [row.token_ids for row in rows] == out[:, batch["input_ids"].shape[1] :].tolist()
 
 
@@ -86,7 +88,7 @@ def test_the_ends_of_keep(model):
     batch = padded([[5, 6, 7], [9, 8, 7, 6, 5, 4]])
     for keep, share in ((Always(), 0), (Never(), 1)):
         with installed(model, systems.mobile(keep=keep)) as decoder:
-            rows = decoder.write(batch, max_new_tokens=NEW)
+            rows = decoder.write(batch, max_new_tokens=NEW, eos_token_id=99)
         assert {again for row in rows for again in row.fell_back[1:]} == {bool(share)}
         assert not any(row.fell_back[0] for row in rows)
 
@@ -100,7 +102,7 @@ def test_the_model_is_given_back_also_after_an_exception(model):
 
 def test_the_first_layers_evicted_router_is_exact(model):
     with installed(model, systems.mobile(1.1)) as decoder:
-        decoder.write(padded([[5, 6, 7], [9, 8, 7, 6]]), max_new_tokens=NEW)
+        decoder.write(padded([[5, 6, 7], [9, 8, 7, 6]]), max_new_tokens=NEW, eos_token_id=99)
     agreement = decoder.agreement
     assert agreement.fallbacks == 2 * (NEW - 1)
     assert agreement.shared[0] == agreement.fallbacks * decoder.top_k

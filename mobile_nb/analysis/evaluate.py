@@ -29,12 +29,13 @@ __all__ = ["Evaluation", "Solved", "evaluate", "wilson"]
 
 @dataclass(frozen=True)
 class Solved:
-    """One problem: what was written and whether it is right.
+    """One problem, by its place in the task: what was written and whether it is right.
 
     steps: its difficulty.   confidences: the largest probability of each token as it was first written (the little
     model's, where there is one).   fell_back: of each token. The first token of a text comes from the prompt pass.
     """
 
+    problem: int
     prompt: str
     text: str
     right: bool
@@ -92,15 +93,15 @@ class Evaluation:
         if what == "problems":
             rows = [
                 {
-                    "problem": at, "steps": s.steps, "right": s.right, "tokens": len(s.token_ids),
+                    "problem": s.problem, "steps": s.steps, "right": s.right, "tokens": len(s.token_ids),
                     "fallback_ratio": sum(s.fell_back[1:]) / max(1, len(s.fell_back) - 1), "text": s.text,
                 }
-                for at, s in enumerate(self.solved)
+                for s in self.solved
             ]  # fmt: skip
         else:
             rows = [
-                {"problem": at, "position": p, "token_id": t, "confidence": c, "fell_back": f, "right": s.right}
-                for at, s in enumerate(self.solved)
+                {"problem": s.problem, "position": p, "token_id": t, "confidence": c, "fell_back": f, "right": s.right}
+                for s in self.solved
                 for p, (t, c, f) in enumerate(zip(s.token_ids, s.confidences, s.fell_back, strict=True))
             ]
         frame = pd.DataFrame(rows)
@@ -161,17 +162,20 @@ def evaluate(
         "model": fingerprint(engine.model if engine is not None else engine_or_model),
         "problems": hashlib.sha256("\0".join(p.prompt for p in problems).encode()).hexdigest()[:16],
     }  # fmt: skip
+    order = sorted(range(len(problems)), key=lambda at: len(problems[at].prompt))  # alike in length, little padding
     longest = max_new_tokens or max(p.longest for p in problems)
     with writer_of(engine_or_model, tokenizer, used) as writer:
         conditions["top_k"] = writer.top_k
         results = _saved(save, conditions) or Evaluation([], conditions)
         with _bar(len(problems), results.n, progress) as bar:
             while results.n < len(problems):
-                part = problems[results.n : results.n + (1 if engine is not None else batch_size)]
+                places = order[results.n : results.n + (1 if engine is not None else batch_size)]
+                part = [problems[at] for at in places]
                 rows, shared, fallbacks = writer.write([p.prompt for p in part], longest, part[0].stop)
                 texts = [tokenizer.decode(row.token_ids, skip_special_tokens=True) for row in rows]
-                for p, row, text, right in zip(part, rows, texts, tasks.check_all(part, texts), strict=True):
-                    results.solved.append(Solved(p.prompt, text, right, p.steps, **asdict(row)))
+                rights = tasks.check_all(part, texts)
+                for at, p, row, text, right in zip(places, part, rows, texts, rights, strict=True):
+                    results.solved.append(Solved(at, p.prompt, text, right, p.steps, **asdict(row)))
                 results.fallbacks += fallbacks
                 results.shared = [a + b for a, b in zip(results.shared or [0] * len(shared), shared, strict=True)]
                 if save is not None:
@@ -179,6 +183,7 @@ def evaluate(
                         temporary.write_text(json.dumps(asdict(results)), encoding="utf-8")
                 bar.update(len(part))
                 bar.set_postfix(accuracy=f"{results.accuracy:.3f}")
+    results.solved.sort(key=lambda each: each.problem)
     return results
 
 

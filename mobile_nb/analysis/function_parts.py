@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
-__all__ = ["conditions", "operations"]
+__all__ = ["conditions", "operations", "worked_out"]
 
 
 def _condition(rng: Random, name: str) -> tuple[str, str]:
@@ -27,16 +28,18 @@ def _condition(rng: Random, name: str) -> tuple[str, str]:
 
 
 def constant(rng: Random, value: int) -> str:
-    """Words for a number: itself, or a sum or product that the code has worked out."""
+    """Words for a number: itself, or a product that the code has to work out."""
     pairs = [(a, value // a) for a in range(2, 10) if value % a == 0 and value > a]
-    kind = rng.random()
-    if kind < 0.45 and value > 3:
-        part = rng.randint(1, value - 1)
-        return f"the sum of {part} and {value - part}"
-    if kind < 0.75 and pairs:
+    if pairs and rng.random() < 0.75:
         a, b = rng.choice(pairs)
         return f"{a} times {b}"
     return str(value)
+
+
+def worked_out(spec: str) -> list[str]:
+    """Lines of code that work out the products of a specification, in their order, and are true."""
+    found = [(int(a), int(b)) for a, b in re.findall(r"(\d+) times (\d+)", spec)]
+    return [f"    assert {a} * {b} == {a * b}" for a, b in found]
 
 
 def conditions(rng: Random, name: str, count: int) -> tuple[str, str]:

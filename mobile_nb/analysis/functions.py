@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from random import Random
 
-from .function_parts import conditions, operations
+from .function_parts import conditions, operations, worked_out
 
 __all__ = ["ALLOWED", "Draft", "arguments", "call", "draft"]
 
@@ -201,9 +201,10 @@ def draft(rng: Random) -> Draft:
     while True:
         family = rng.choice(("list", "list", "numbers", "string"))
         names, spec, lines, steps = rng.choice(_FAMILIES[family])(rng)
-        prompt, body = f'def f({names}):\n    """{spec}"""', "".join(f"\n{line}" for line in lines)
+        notes = worked_out(spec)
+        prompt, body = f'def f({names}):\n    """{spec}"""', "".join(f"\n{line}" for line in notes + lines)
         function = call(prompt, body)
         probes = arguments(family, Random(f"probes/{family}"), _PROBES)
         results = [json.dumps(function(*each)) for each in probes]
         if len(set(results)) > 3:
-            return Draft(prompt, body, family, steps, f"{names}: {' '.join(results)}")
+            return Draft(prompt, body, family, steps + len(notes), f"{names}: {' '.join(results)}")

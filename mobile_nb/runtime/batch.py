@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from ..model.adapters import MoELayer, find_layers
 from ..model.experts import best
@@ -160,18 +161,36 @@ class BatchDecoder:
         keep = self.config.keep
         evicted = [bool(on) and not keep.keep(each) for on, each in zip(alive.tolist(), evidence, strict=True)]
         if any(evicted):
-            rollback.take_back()
-            little = [layer.seen for layer in self.experts]
-            self._modes([BIG if again else LITTLE for again in evicted])
-            outputs = self.model(**inputs, return_dict=True)
-            self._compare(little, torch.tensor(evicted))
+            again = torch.tensor(evicted, device=alive.device)
+            little = [layer.seen[again] for layer in self.experts]
+            if rollback.plain and len(evicted) > 1:
+                self._rewrite(inputs, outputs, again)
+            else:
+                rollback.take_back()
+                self._modes([BIG if each else LITTLE for each in evicted])
+                outputs = self.model(**inputs, return_dict=True)
+                for layer in self.experts:
+                    layer.seen = layer.seen[again]
+            self.agreement.fallbacks += sum(evicted)
+            for at, (layer, before) in enumerate(zip(self.experts, little, strict=True)):
+                self.agreement.shared[at] += (before[:, :, None] == layer.seen[:, None, :]).sum().item()
         return outputs, confidences, evicted
 
-    def _compare(self, little: list[torch.Tensor], evicted: torch.Tensor) -> None:
-        self.agreement.fallbacks += int(evicted.sum())
-        for at, (layer, before) in enumerate(zip(self.experts, little, strict=True)):
-            same = before.cpu()[evicted][:, :, None] == layer.seen.cpu()[evicted][:, None, :]
-            self.agreement.shared[at] += same.sum().item()
+    def _rewrite(self, inputs: dict, outputs, again: torch.Tensor) -> None:
+        """The big pass of the rows `again` [R] alone, on a cache of their own, put in the place of what they wrote."""
+        cache, part = outputs["past_key_values"], DynamicCache()
+        for at, layer in enumerate(cache.layers):
+            part.update(layer.keys[again, :, :-1], layer.values[again, :, :-1], at)
+        rows = {
+            name: each[again] if isinstance(each, torch.Tensor) and len(each) == len(again) else each
+            for name, each in inputs.items()
+        }
+        self._modes([BIG] * int(again.sum()))
+        wrote = self.model(**(rows | {"past_key_values": part}), return_dict=True)
+        for layer, own in zip(cache.layers, part.layers, strict=True):
+            layer.keys[again, :, -1:] = own.keys[:, :, -1:]
+            layer.values[again, :, -1:] = own.values[:, :, -1:]
+        outputs.logits[again] = wrote.logits
 
     def _modes(self, modes: Sequence[str]) -> None:
         for layer in self.experts:
