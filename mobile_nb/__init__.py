@@ -33,6 +33,7 @@ _HOMES = {
     "MobileConfig": ".runtime.config",
     "replay": ".runtime.replay",
     "sweep": ".runtime.sweep",
+    "evaluate": ".analysis.evaluate",
     "Hardware": ".hardware",
     "Geometry": ".hardware",
     "Trace": ".trace",

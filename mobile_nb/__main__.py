@@ -33,6 +33,31 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", type=Path, help="write the numbers to this file too")
     demo.set_defaults(run=_demo)
 
+    solve = commands.add_parser("evaluate", help="how many problems of a task a model solves")
+    solve.add_argument(
+        "model", nargs="?", default="tiny-olmoe", help="embedded name, local folder or hub id (%(default)s)"
+    )
+    solve.add_argument("--task", default="word-problems", help="word-problems, small-functions, gsm8k … (%(default)s)")
+    solve.add_argument("--path", help="a local copy of a published task: a file, or a folder that datasets saved")
+    solve.add_argument("--split", default="test", help="split of the task (%(default)s)")
+    solve.add_argument("--n", type=int, default=200, help="how many problems (%(default)s)")
+    solve.add_argument("--seed", type=int, default=0, help="seed of the problems (%(default)s)")
+    solve.add_argument("--gamma", type=float, help="MoBiLE with this threshold; without it all K experts write")
+    solve.add_argument(
+        "--fraction",
+        type=float,
+        default=0.5,
+        help="share of the experts in the little model, with --gamma (%(default)s)",
+    )
+    solve.add_argument(
+        "--slots", type=int, help="offload, with so many device slots a layer: one text at a time, with a clock"
+    )
+    solve.add_argument("--batch-size", type=int, default=32, help="texts at once, without --slots (%(default)s)")
+    solve.add_argument("--max-new-tokens", type=int, help="most tokens a text (what the task needs)")
+    solve.add_argument("--save", type=Path, help="keep results here as they come; an interrupted run goes on from them")
+    solve.add_argument("--json", type=Path, help="write the numbers to this file too")
+    solve.set_defaults(run=_evaluate)
+
     bench = commands.add_parser("bench", help="measure on this machine")
     bench.add_argument(
         "--resident", action="store_true", required=True, help="everything on the device, beside transformers"
@@ -103,6 +128,16 @@ def _demo(args) -> None:
         f"model then ran.\nThe demo itself took {time.perf_counter() - started:.0f} s."
     )
     write(args.json, numbers)
+
+
+def _evaluate(args) -> None:
+    from .analysis.report import run
+    from .view import terminal
+
+    rows, numbers = run(**{key: value for key, value in vars(args).items() if key not in ("run", "command", "json")})
+    print(terminal.table(rows))
+    print(f"\n{numbers['conditions']}")
+    _write(args.json, numbers)
 
 
 def _bench(args) -> None:

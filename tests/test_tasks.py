@@ -132,7 +132,10 @@ def test_only_the_opening_word_of_a_step_is_free(problems):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"name": "riddles"}, "there is no task named 'riddles'; the tasks are: word-problems"),
+        (
+            {"name": "riddles"},
+            "there is no task named 'riddles'; the tasks are: small-functions, word-problems, gsm8k, humaneval",
+        ),
         (
             {"name": "word-problems", "split": "dev"},
             "there is no split named 'dev'; the splits are: train, validation, test",

@@ -8,7 +8,12 @@ from ..files import data_path
 from ..vocabulary import MobileError
 from .checkpoint import INDEX, SINGLE, shards_of
 
-STANDS_FOR = {"tiny-olmoe": "olmoe-1b-7b"}  # the published model whose geometry an embedded one is timed as
+STANDS_FOR = {  # the published model whose geometry an embedded one is timed as
+    "tiny-olmoe": "olmoe-1b-7b",
+    "tiny-qwen2-moe": "qwen1.5-moe-a2.7b",
+    "tiny-deepseek-v2": "deepseek-v2-lite",
+    "tiny-qwen3-moe": "qwen3-30b-a3b",
+}
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenizers
 
 

@@ -20,6 +20,9 @@ class Rollback:
 
     Args:
         cache: a transformers cache after the prompt.
+
+    Attributes:
+        plain: every layer keeps every position and nothing beside.
     """
 
     def __init__(self, cache):
@@ -28,13 +31,13 @@ class Rollback:
             self._crops = [_crops(layer) for layer in cache.layers]
         except (AttributeError, TypeError) as problem:
             raise MobileError(_refusal(cache)) from problem
-        self._plain = all(self._crops) and type(cache).__name__ == "DynamicCache"
+        self.plain = all(self._crops) and type(cache).__name__ == "DynamicCache"
         self._kept: list[tuple[object, dict]] = []
         self._versions: list[tuple[torch.Tensor, int]] = []
 
     def remember(self) -> None:
         """Notes the cache as it is. Costs nothing where every layer only grows."""
-        if self._plain:
+        if self.plain:
             return
         self._versions = []
         forgetful = [layer for layer, crops in zip(self.cache.layers, self._crops, strict=True) if not crops]
