@@ -137,7 +137,7 @@ def _evaluate(args) -> None:
     rows, numbers = run(**{key: value for key, value in vars(args).items() if key not in ("run", "command", "json")})
     print(terminal.table(rows))
     print(f"\n{numbers['conditions']}")
-    _write(args.json, numbers)
+    write(args.json, numbers)
 
 
 def _bench(args) -> None:
