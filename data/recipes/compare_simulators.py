@@ -8,7 +8,8 @@ data/results/replay_speed.json. Measured, one thread, best of five for ours and 
 
 Theirs as they are: moe-beyond walks through one global LRU, an access at a time, reading a CSV with pandas; moe-lrc
 keeps a sorted set a layer and finds LRU's hits at every size. Ours for the first: the same accesses through the whole
-scheduler, link and clock included; for the second: one walk by stack distance.
+scheduler, link and clock included, and its experiment of ten capacities in one walk by stack distance; for the second
+such a walk too.
 """
 
 from __future__ import annotations
@@ -71,14 +72,8 @@ def imported(path: Path):
 def moe_beyond(checkout: Path, ids: np.ndarray, slots: int) -> dict:
     """Their global LRU of `slots` experts against ours as one layer of all experts, an access a pass."""
     theirs = imported(checkout / "cache_simulator" / "infinity_moe_sim.py")
-    rows = [
-        {"Layer ID": layer + 1, "Activated Expert IDs": str(ids[t, layer].tolist()), "Predicted Expert IDs": "[]"}
-        for layer in range(LAYERS)
-        for t in range(len(ids))
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "routing.csv"
-        pd.DataFrame(rows).to_csv(path, index=False)
+        path = _csv(ids, folder)
 
         def simulate():
             np.random.seed(0)
@@ -109,6 +104,49 @@ def moe_beyond(checkout: Path, ids: np.ndarray, slots: int) -> dict:
         "ratio": (seconds / len(walked)) / (ours / len(asked)),
         "bare_ordered_dict_ns_an_access": 1e9 * bare / len(asked),
     }
+
+
+def ten_capacities(checkout: Path, ids: np.ndarray) -> dict:
+    """Their experiment, 10 % to 100 % of all experts: ten runs of theirs, one walk of ours. The caches start empty."""
+    theirs = imported(checkout / "cache_simulator" / "infinity_moe_sim.py")
+    theirs.np.random.shuffle = lambda content: content.clear()  # what they would fill the cache with at first
+    sizes = [int(LAYERS * E * share / 10) for share in range(1, 11)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = _csv(ids, folder)
+        seconds, found = best(
+            lambda: [theirs.test_single_csv_predict_mode_with_predicted(path, size)[0] for size in sizes], repeat=1
+        )
+    flat = (ids + np.arange(LAYERS)[None, :, None] * E).reshape(-1, K)
+    walked = np.concatenate([flat[: WARM_UP + 1].ravel(), flat[WARM_UP:].ravel()])
+    warm = (WARM_UP + 1) * K
+
+    def walk():
+        all_of_it, before = (
+            stack_distances(np.arange(n + 1), walked[:n], 1, LAYERS * E).cumsum() for n in (len(walked), warm)
+        )
+        return [int((all_of_it - before)[size - 1]) for size in sizes]
+
+    walk()
+    ours, same = best(walk)
+    return {
+        "capacities": sizes,
+        "equal": found == same,
+        "their_seconds": seconds,
+        "our_seconds": ours,
+        "ratio": seconds / ours,
+    }
+
+
+def _csv(ids: np.ndarray, folder: str) -> Path:
+    """Routing as they read it, without predictions."""
+    rows = [
+        {"Layer ID": layer + 1, "Activated Expert IDs": str(ids[t, layer].tolist()), "Predicted Expert IDs": "[]"}
+        for layer in range(LAYERS)
+        for t in range(len(ids))
+    ]
+    path = Path(folder) / "routing.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
 
 
 def _bare(asked: list[int], slots: int) -> int:
@@ -201,6 +239,7 @@ def main() -> None:
         f"drawn routing of DeepSeek-V2-Lite, {TOKENS} tokens, {LAYERS} layers, {K} of {E} experts",
         "engines": engines(ids),
         "moe-beyond": [moe_beyond(options.moe_beyond, ids, slots) for slots in (166, 832)],
+        "moe-beyond, ten capacities": ten_capacities(options.moe_beyond, ids),
         "moe-lrc": moe_lrc(options.moe_lrc, ids),
     }
     out = ROOT / "data" / "results" / "replay_speed.json"

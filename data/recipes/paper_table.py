@@ -66,7 +66,7 @@ def table() -> pd.DataFrame:
             parts.append(rows.assign(model=name, wanted_ratio=ratio, precision=precision, paper=PAPER.get(ratio)))
     recorded = Trace.load(ROOT / "data" / "traces" / "tiny-olmoe.parquet")
     rows = speed_ups(recorded, "olmoe-1b-7b", [8, 16, 32], gamma=[0.7], prefetch=PREFETCH)
-    parts.append(rows.assign(model="tiny-olmoe as olmoe-1b-7b", wanted_ratio=None))
+    parts.append(rows.assign(model="tiny-olmoe as olmoe-1b-7b", wanted_ratio=rows.fallback_ratio.round(3)))
     frame = pd.concat(parts, ignore_index=True)
     f = frame.fallback_ratio
     return frame.assign(
@@ -138,9 +138,14 @@ def main() -> None:
     about = f"simulated on {CARD}; drawn routing {TOKENS} tokens, seed 3; recorded routing tiny-olmoe, 16 problems"
     rows = {name: json.loads(frame.replace({np.nan: None}).to_json(orient="records")) for name, frame in found.items()}
     out.write_text(json.dumps({"conditions": about, "paper": PAPER} | rows, indent=1) + "\n")
+    shown = found["table"].pivot_table(
+        index=["model", "slots"], columns=["wanted_ratio", "prefetch"], values="speed_up", sort=False
+    )
     with pd.option_context("display.width", 250, "display.max_columns", 30, "display.max_rows", 200):
-        for name, frame in found.items():
-            print(f"\n{name}\n{frame.drop(columns=['time'], errors='ignore').round(3).to_string(index=False)}")
+        print(shown.round(2).to_string())
+        for name in list(found)[1:]:
+            frame = found[name].drop(columns=["time", "hardware", "geometry"], errors="ignore")
+            print(f"\n{name}\n{frame.round(3).to_string()}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ class Synthetic:
         little, big, weights = self.routing(
             tokens, geometry.moe_layers, geometry.num_experts, geometry.top_k, seed=seed
         )
-        sure = self.confidence(np.random.default_rng((seed, 1)).random(tokens)).tolist()
+        even = (np.arange(tokens) + 0.5) / tokens  # so that the share below 0.7 is the one asked for
+        sure = self.confidence(np.random.default_rng((seed, 1)).permutation(even)).tolist()
         passes = []
         for t in range(tokens):
             passes.append(one_token("little", t + 1, little[t], weights, token_id=-1, confidence=sure[t]))
