@@ -83,18 +83,26 @@ def _sweep(args) -> None:
     )
     rows = frame.to_dict("records")
     print(terminal.table([_cells(row) for row in rows]))
-    print(f"\n{len(rows)} replays; time {' and '.join(sorted(set(frame['time'])))}.")
+    exact = bool(frame["exact"].all())
+    print(f"\n{len(rows)} replays; time {' and '.join(sorted(set(frame['time'])))}. {_about_text(exact)}")
     write(args.json, rows)
 
 
 def write(path: Path | None, numbers) -> None:
     """Writes a command's numbers where --json says, and says so."""
     from .files import written_whole
+    from .vocabulary import MobileError
 
-    if path is not None:
+    if path is None:
+        return
+    if isinstance(numbers, list):  # JSON knows no NaN
+        numbers = [{name: None if value != value else value for name, value in row.items()} for row in numbers]
+    try:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        print(f"numbers written to {path}")
+    except OSError as problem:
+        raise MobileError(f"the numbers cannot be written to {path}: {problem.strerror or problem}.") from problem
+    print(f"numbers written to {path}")
 
 
 def _policy(name: str):
@@ -124,11 +132,13 @@ def _cells(row: dict) -> dict[str, str]:
         "hit_rate": lambda x: f"{x:.1%}",
         "bytes_per_token": lambda x: f"{x / 1e6:.1f} MB",
         "seconds_per_token": lambda x: f"{1e3 * x:.2f} ms",
-        "prefetch_precision": lambda x: "-" if x != x else f"{x:.1%}",
+        "prefetches_used": lambda x: "-" if x != x else f"{x:.1%}",
     }
     named = {"fallback_ratio": "fell back", "hit_rate": "hits", "bytes_per_token": "bytes a token"}
-    named |= {"seconds_per_token": "time a token", "prefetch_precision": "prefetches used"}
-    return {named.get(k, k): shown[k](v) if k in shown else str(v) for k, v in row.items() if k != "time"}
+    named |= {"seconds_per_token": "time a token", "prefetches_used": "prefetches used"}
+    return {
+        named.get(k, k): shown[k](v) if k in shown else str(v) for k, v in row.items() if k not in ("time", "exact")
+    }
 
 
 __all__ = ["add_commands", "write"]

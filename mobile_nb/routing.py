@@ -11,6 +11,8 @@ import numpy as np
 
 from .trace import Pass
 
+LARGEST = np.iinfo(np.int16).max  # ids are kept in 16 bits
+
 
 def ranked(ids, num_experts: int, scores=None) -> tuple[np.ndarray, np.ndarray]:
     """Checked ids and scores [T, L, K]; without scores the ids count as best first.
@@ -21,6 +23,8 @@ def ranked(ids, num_experts: int, scores=None) -> tuple[np.ndarray, np.ndarray]:
     ids = np.asarray(ids)
     if ids.ndim != 3 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"ids must be whole numbers [tokens, layers, K], got {ids.dtype} of shape {ids.shape}.")
+    if num_experts > LARGEST:
+        raise ValueError(f"num_experts must be at most {LARGEST}, got {num_experts}.")
     if ids.min() < 0 or ids.max() >= num_experts:
         raise ValueError(f"ids must be from 0 to num_experts - 1 = {num_experts - 1}, got {ids.min()} to {ids.max()}.")
     order = np.sort(ids, axis=2)
@@ -30,6 +34,8 @@ def ranked(ids, num_experts: int, scores=None) -> tuple[np.ndarray, np.ndarray]:
     scores = np.broadcast_to(best_first, ids.shape) if scores is None else np.asarray(scores)
     if scores.shape != ids.shape:
         raise ValueError(f"scores must have the shape of ids, {ids.shape}, got {scores.shape}.")
+    if np.isnan(scores).any():
+        raise ValueError("scores must be numbers, and some are NaN.")
     return ids.astype(np.int16), scores.astype(np.float32)
 
 
@@ -45,7 +51,8 @@ def one_token(
 def conditions(name: str, layers: int, experts: int, top_k: int) -> dict:
     """What is known of such a trace."""
     shape = {"layers": layers, "experts": experts, "top_k": top_k}
-    return {"model": name, **shape, "time": "not timed", "measured": False, "expert_bytes": 0}
+    full = {"count": "TopK()", "keep": "Always()", "miss": "Wait()", "codec": "Full()"}
+    return {"model": name, **shape, "questions": full, "time": "not timed", "measured": False, "expert_bytes": 0}
 
 
 __all__ = ["conditions", "one_token", "ranked"]

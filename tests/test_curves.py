@@ -10,7 +10,7 @@ from mobile_nb import Trace, replay, systems
 from mobile_nb.analysis import locality
 from mobile_nb.analysis.curves import hit_curve
 from mobile_nb.analysis.synthetic import Synthetic, steepness
-from mobile_nb.policies import LFU, LRU, Belady
+from mobile_nb.policies import LFU, LRU, Belady, EvictedRouter, Nothing
 
 MACHINE = {"hardware": "rtx4080-pcie4", "geometry": "olmoe-1b-7b"}
 
@@ -50,6 +50,16 @@ def test_a_policy_that_is_not_compiled_is_refused():
 
     with refused("hit_curve knows LRU, LFU, Belady"):
         hit_curve(drawn(0), Own())
+    with refused("slots must be at least 1"):
+        hit_curve(drawn(0), slots=[0])
+
+
+def test_a_curve_is_without_prefetch():
+    trace = Synthetic().trace("olmoe-1b-7b", 30)
+    plain, early = (
+        hit_curve(trace, LFU(), [8], config=systems.mobile(prefetch=p)) for p in (Nothing(), EvictedRouter())
+    )
+    assert plain.equals(early)
 
 
 def test_drawn_routing_is_the_same_for_a_seed_and_has_the_shape_of_the_model():

@@ -1,5 +1,6 @@
 """Law 6: a simulated run, replayed under its own configuration, gives its own numbers. And what else replays may do."""
 
+import numpy as np
 import pytest
 from helpers import prompt, refused
 
@@ -19,6 +20,7 @@ from mobile_nb.policies import (
     ReadGates,
     TargetFallback,
 )
+from mobile_nb.vocabulary import Wanted
 
 RUN = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None}
 CONFIGS = {
@@ -139,12 +141,16 @@ def test_nobody_foresees_more_than_the_oracle(prefetch):
 
 def test_policies_in_python_and_their_compiled_twins_give_the_same_replay():
     forced = record(systems.mobile(gamma=1.1, slots=3))
-    for compiled, plain in ((LRU, OwnLRU), (Belady, OwnBelady)):
+    for compiled, plain in ((LRU, OwnLRU), (LFU, OwnLFU), (Belady, OwnBelady)):
         one, other = (replay(forced, systems.mobile(gamma=1.1, slots=3, evict=evict())) for evict in (compiled, plain))
         assert one.trace.passes == other.trace.passes
 
 
 class OwnLRU(LRU):
+    """Not one of the types that are compiled."""
+
+
+class OwnLFU(LFU):
     """Not one of the types that are compiled."""
 
 
@@ -158,3 +164,83 @@ def test_the_evicted_tokens_prefetch_moves_bytes_earlier_not_fewer_misses_later(
     early = replay(trace, systems.mobile(gamma=1.1, slots=6, prefetch=EvictedRouter()))
     assert early.hit_rate > plain.hit_rate
     assert early.seconds_per_token <= plain.seconds_per_token
+
+
+def test_routing_recorded_elsewhere_is_the_big_models_and_nothing_else():
+    elsewhere = Trace.from_routing(np.arange(24).reshape(6, 2, 2) % 8, num_experts=8)
+    machine = {"hardware": "t4-colab", "geometry": "olmoe-1b-7b"}
+    assert replay(elsewhere, systems.on_demand(slots=3), **machine).tokens == 6
+    with refused("cannot change count"):
+        replay(elsewhere, systems.mobile(slots=3), **machine)
+    with refused("give hardware="):
+        replay(elsewhere, systems.on_demand(slots=3))
+
+
+def test_a_lossy_recording_and_an_empty_one_are_refused():
+    lossy = systems.on_demand(slots=3, miss=Drop())
+    with refused("cannot tell whom", "run it live"):
+        replay(record(lossy), lossy)
+    with refused("nothing to replay"):
+        replay(Trace({}), lossy)
+    with refused("a replay takes a Trace"):
+        replay("run.parquet", lossy)
+    trace = record(systems.on_demand(slots=3))
+    with refused("config must be a MobileConfig"):
+        replay(trace, systems.mobile)
+    with refused("hardware must be a Hardware"):
+        replay(trace, systems.on_demand(slots=3), hardware=5)
+
+
+def test_a_gamma_that_moved_while_recording_is_judged_anew():
+    model = random_model("olmoe")
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        engine.generate(prompt(9), **RUN)
+        engine.gamma = 0
+        engine.generate(prompt(9, seed=1), **RUN)
+        trace = engine.trace
+    with refused("would have had the big model rewrite"):
+        replay(trace, systems.mobile(gamma=1.1, slots=3))
+    never = replay(trace, systems.mobile(gamma=0, slots=3))
+    assert never.fallback_ratio == 0 and not never.selection.exact
+    again = replay(never.trace, systems.mobile(gamma=0, slots=3))
+    assert not again.selection.exact  # a replay of a replay is no more than it was
+    assert {p.gamma for p in never.trace.passes if p.mode == "little"} == {0}
+
+
+def test_a_run_with_gaps_does_not_count_as_exact():
+    def broken(ids, scores):
+        raise RuntimeError("no")
+
+    model, config = random_model("olmoe"), systems.on_demand(slots=3)
+    with offload(model, config) as engine:
+        engine.generate(prompt(9), **RUN)
+        whole = replay(engine.trace, config).selection.exact
+        with pytest.raises(RuntimeError):
+            engine.generate(prompt(9), logits_processor=[broken], **RUN)
+        engine.generate(prompt(9), **RUN)
+        assert whole and not replay(engine.trace, config).selection.exact
+
+
+@pytest.mark.parametrize("answer", [[(0, (1,))], [Wanted(0.6, (1,))], [Wanted(99, (1,))], 5])
+def test_prefetchers_answers_are_checked_as_in_a_live_run(answer):
+    class Odd:
+        def wanted(self, layer, view):
+            return answer
+
+    trace = record(systems.on_demand(slots=3))
+    with refused("a prefetcher must return a list of Wanted"):
+        replay(trace, systems.on_demand(slots=3, prefetch=Odd()))
+
+
+def test_keep_must_say_yes_or_no_and_none_is_no_prefetch():
+    class Silent:
+        def wanted(self, layer, view):
+            return None
+
+        def keep(self, evidence):
+            return None
+
+    forced = record(systems.mobile(gamma=1.1, slots=3))
+    assert replay(forced, systems.mobile(gamma=1.1, slots=3, prefetch=Silent())).conditions
+    with refused("must answer `keep` with True or False"):
+        replay(forced, systems.mobile(slots=3, keep=Silent()))

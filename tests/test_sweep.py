@@ -1,6 +1,7 @@
 """A sweep is its replays, on any executor, and nothing is lost when it is cut short."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 
@@ -9,9 +10,9 @@ import pandas as pd
 import pytest
 from helpers import prompt, refused
 
-from mobile_nb import MobileError, Trace, offload, replay, sweep, systems
+from mobile_nb import Hardware, MobileError, Trace, offload, replay, sweep, systems
 from mobile_nb.model.tiny import random_model
-from mobile_nb.policies import LFU, LRU, Belady, EvictedRouter, Nothing
+from mobile_nb.policies import LFU, LRU, Belady, Drop, EvictedRouter, MaxProbability, Nothing, Wait
 
 GRID = {"gamma": [0.0, 0.115, 1.1], "slots": [2, 5], "evict": [LRU(), LFU(), Belady()], "link_gb_per_s": [3, 25.0]}
 
@@ -28,14 +29,15 @@ def forced():
 def test_every_row_is_the_replay_of_its_point(forced):
     frame = sweep(forced, systems.mobile(), progress=False, **GRID)
     assert len(frame) == 36
-    for row, (gamma, slots, evict, rate) in zip(frame.itertuples(), itertools.product(*GRID.values()), strict=True):
-        hardware = "t4-colab" if rate == 12 else None
-        assert (row.gamma, row.slots, row.evict, row.link_gb_per_s) == (gamma, slots, type(evict).__name__, rate)
-        if rate == 25:
-            continue
+    for row, (gamma, slots, evict, rate) in zip(
+        frame.to_dict("records"), itertools.product(*GRID.values()), strict=True
+    ):
+        assert [row[name] for name in GRID] == [gamma, slots, type(evict).__name__, rate]
+        hardware = dataclasses.replace(Hardware.preset("t4-colab"), link_gb_per_s=rate)
         alone = replay(forced, systems.mobile(gamma=gamma, slots=slots, evict=evict), hardware=hardware)
-        assert (row.hit_rate, row.bytes_per_token) == (alone.hit_rate, alone.bytes_per_token)
-        assert row.seconds_per_token > alone.seconds_per_token  # 3 GB/s instead of the recording's 12
+        for name, value in alone.summary().items():
+            assert row[name] == value or (np.isnan(row[name]) and np.isnan(value)), name
+        assert row["exact"] == alone.selection.exact == (gamma > 1)
     fast, slow = (frame[frame.link_gb_per_s == rate].seconds_per_token.to_numpy() for rate in (25, 3))
     assert (fast < slow).all()
     assert frame.time.str.contains("simulated on t4-colab at 3 GB/s, timed as olmoe-1b-7b").any()
@@ -129,7 +131,37 @@ def test_mistakes_are_sentences(forced, tmp_path):
         sweep(forced, systems.on_demand(), gamma=[0.5])
     with refused("cannot change count"):
         sweep(forced, systems.mobile(), fraction=[0.25], progress=False)
-    (tmp_path / "other.jsonl").write_text("something else\nand more\n")
-    with refused("line 1 of", "name another file", kinds=MobileError):
+    with refused("a replay cannot change miss"):
+        sweep(forced, systems.mobile(gamma=1.1), miss=[Wait(), Drop()], progress=False)
+    with refused("config must be a MobileConfig"):
+        sweep(forced, systems.mobile, slots=[3])
+    with refused("executor must be None"):
+        sweep(forced, systems.mobile(), slots=[3], executor="2")
+    with refused("cannot keep its points"):
+        sweep(forced, systems.mobile(), slots=[3], save=tmp_path / "no" / "folder.jsonl")
+
+
+@pytest.mark.parametrize("text", ["something else\nand more\n", "my notes", '{"a": 1}', '{"key": "x"}\n3\n'])
+def test_a_file_that_is_not_a_sweeps_is_left_alone(forced, tmp_path, text):
+    (tmp_path / "other.jsonl").write_text(text)
+    with refused("of", "name another file", kinds=MobileError):
         sweep(forced, systems.mobile(), slots=[3], save=tmp_path / "other.jsonl", progress=False)
-    assert (tmp_path / "other.jsonl").read_text() == "something else\nand more\n"
+    assert (tmp_path / "other.jsonl").read_text() == text
+
+
+def test_the_order_of_a_grids_words_does_not_matter(forced):
+    grid = {"ahead": [1, None], "prefetch": [EvictedRouter(), Nothing()][:1], "gamma": [0.05, 1.1]}
+    grid["keep"] = [MaxProbability(0.5)]
+    one = sweep(forced, systems.mobile(slots=3), progress=False, **grid)
+    other = sweep(forced, systems.mobile(slots=3), progress=False, **dict(reversed(grid.items())))
+    assert sorted(one.seconds_per_token) == sorted(other.seconds_per_token)
+    assert set(one.fallback_ratio) == {0, 1}
+
+
+def test_numpy_grids_and_policies_of_ones_own_are_shown_by_name(forced):
+    class Own:
+        def score(self, history):
+            return history.fetched
+
+    frame = sweep(forced, systems.mobile(), gamma=np.linspace(0, 1.1, 2), evict=[Own()], slots=[3], progress=False)
+    assert frame.evict.tolist() == ["Own", "Own"] and frame.gamma.tolist() == [0, 1.1]

@@ -5,17 +5,20 @@ Legend: L MoE layers · E experts · S slots.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..memory.scheduler import COUNTERS
 from ..memory.script import Script
-from ..policies import LRU
+from ..policies import LRU, Nothing
 from ..policies.evict import Evict
 from ..runtime.config import MobileConfig
 from ..runtime.layout import layout
 from ..runtime.replay import COMPILED
 from ..runtime.tape import Tape
 from ..trace import Trace
+from ..vocabulary import whole
 
 
 def hit_curve(trace: Trace, evict: Evict | None = None, slots=None, *, config: MobileConfig | None = None):
@@ -37,12 +40,12 @@ def hit_curve(trace: Trace, evict: Evict | None = None, slots=None, *, config: M
     from ..memory.stack import stack_distances
 
     tape = Tape(trace)
-    config = MobileConfig() if config is None else config
+    config = replace(MobileConfig() if config is None else config, prefetch=Nothing())
     evict = LRU() if evict is None else evict
     if type(evict) not in COMPILED:
         known = ", ".join(kind.__name__ for kind in COMPILED)
         raise TypeError(f"hit_curve knows {known}; replay other policies one size at a time, got {evict!r}.")
-    sizes = list(range(1, tape.experts + 1)) if slots is None else [int(size) for size in slots]
+    sizes = list(range(1, tape.experts + 1)) if slots is None else [whole("slots", size) for size in slots]
     laid = layout(tape, tape.select(config), config)
     largest = int(np.diff(laid["asked_at"]).max())
     rates = dict.fromkeys(sizes)

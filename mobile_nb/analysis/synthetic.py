@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Synthetic:
         number("Synthetic.token", self.token, low=0, high=1)
         number("Synthetic.persistence", self.persistence, low=0, high=0.999999)
         number("Synthetic.fallback", self.fallback, low=0, high=0.999)
-        number("Synthetic.steepness", self.steepness, low=1e-3)
+        number("Synthetic.steepness", self.steepness, low=1e-3, high=200)
         whole("Synthetic.document", self.document)
 
     @staticmethod
@@ -79,6 +79,7 @@ class Synthetic:
             A trace without times, whose replays need hardware= only.
         """
         geometry = Geometry.of(geometry) if isinstance(geometry, str) else geometry
+        whole("tokens", tokens)
         little, big, weights = self.routing(
             tokens, geometry.moe_layers, geometry.num_experts, geometry.top_k, seed=seed
         )
@@ -96,7 +97,7 @@ class Synthetic:
             "codec": "Full()",
         }
         return Trace(
-            about | {"questions": questions, "geometry_sizes": vars(geometry), "synthetic": vars(self)}, passes
+            about | {"questions": questions, "geometry_sizes": asdict(geometry), "synthetic": asdict(self)}, passes
         )
 
     def routing(
@@ -134,6 +135,8 @@ class Synthetic:
 
 def steepness(below_07: float, below_08: float) -> float:
     """The `steepness` with which these shares of tokens are less sure than 0.7 and 0.8."""
+    if not 0 < below_07 < below_08 < 1:
+        raise ValueError(f"of the shares 0 < {below_07} < {below_08} < 1 must hold.")
     wanted = math.log1p(-below_08) / math.log1p(-below_07)
     low, high = 1e-3, 200.0
     for _ in range(100):

@@ -73,7 +73,7 @@ class Scheduler:
         cache, now = self.cache, self.link.clock.now
         chosen = np.zeros(len(self._all), dtype=bool)
         chosen[self._all if rows is None else rows] = True
-        for layer, expert in self._pairs(wanted):
+        for layer, expert in pairs_of(wanted, cache.layers, cache.experts):
             if layer == self._serving:
                 continue
             slot = cache.slot_of[:, layer, expert]
@@ -83,20 +83,6 @@ class Scheduler:
             if absent.any():
                 self._queue.append(_Queued(layer, int(expert), absent, now.copy()))
         self.pump(chosen)
-
-    def _pairs(self, wanted: Iterable[Wanted]) -> list[tuple[int, int]]:
-        layers, experts = self.cache.layers, self.cache.experts
-        try:
-            pairs = [(index(w.layer), index(e)) for w in wanted for e in w.experts]
-            strange = [pair for pair in pairs if not (0 <= pair[0] < layers and 0 <= pair[1] < experts)]
-        except (TypeError, AttributeError):
-            pairs, strange = [], [wanted]
-        if strange:
-            raise MobileError(
-                f"a prefetcher must return a list of Wanted(layer, experts) with layers from 0 to {layers - 1} and "
-                f"experts from 0 to {experts - 1}, got {reprlib.repr(strange[0])}."
-            )
-        return pairs
 
     def pump(self, among: np.ndarray | bool = True) -> None:
         """Starts the queued prefetches, in order, that the link had time for until now, or `among` [C] of them."""
@@ -232,4 +218,23 @@ class Scheduler:
         hand.clear()
 
 
-__all__ = ["COUNTERS", "Scheduler"]
+def pairs_of(wanted: Iterable[Wanted] | None, layers: int, experts: int) -> list[tuple[int, int]]:
+    """A prefetcher's answer as (layer, expert), in order.
+
+    Raises:
+        MobileError: it is something else, or names a layer or an expert that does not exist.
+    """
+    try:
+        pairs = [(index(w.layer), index(e)) for w in wanted or () for e in w.experts]
+        strange = [pair for pair in pairs if not (0 <= pair[0] < layers and 0 <= pair[1] < experts)]
+    except (TypeError, AttributeError):
+        pairs, strange = [], [wanted]
+    if strange:
+        raise MobileError(
+            f"a prefetcher must return a list of Wanted(layer, experts) with layers from 0 to {layers - 1} and "
+            f"experts from 0 to {experts - 1}, got {reprlib.repr(strange[0])}."
+        )
+    return pairs
+
+
+__all__ = ["COUNTERS", "Scheduler", "pairs_of"]

@@ -35,7 +35,8 @@ class _Threshold:
     gamma: float = 0.7
 
     def __post_init__(self):
-        number("gamma", self.gamma, low=0, hint="0 never falls back, above 1 always does; the paper uses 0.7")
+        gamma = number("gamma", self.gamma, low=0, hint="0 never falls back, above 1 always does; the paper uses 0.7")
+        object.__setattr__(self, "gamma", gamma)  # 1 and 1.0 are one threshold
 
 
 @dataclass(frozen=True)

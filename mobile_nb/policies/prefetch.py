@@ -6,7 +6,7 @@ skipped, what is asked for on demand overtakes, and what has not started when it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,7 +63,7 @@ class EvictedRouter:
                 whole(f"{type(self).__name__}.{name}", getattr(self, name))
 
     def wanted(self, layer: int, view: View) -> list[Wanted]:
-        return [] if view.evicted is None else _ahead(view.evicted, layer, view.layers, self)
+        return [] if view.evicted is None else _ahead(view.evicted.__getitem__, layer, view.layers, self)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PreviousToken:
     __post_init__ = EvictedRouter.__post_init__
 
     def wanted(self, layer: int, view: View) -> list[Wanted]:
-        return [] if view.previous is None else _ahead(view.previous, layer, view.layers, self)
+        return [] if view.previous is None else _ahead(view.previous.__getitem__, layer, view.layers, self)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Oracle:
             whole("Oracle.ahead", self.ahead)
 
     def wanted(self, layer: int, view: View) -> list[Wanted]:
-        return _ahead([view.coming(at) for at in range(view.layers)], layer, view.layers, self)
+        return _ahead(view.coming, layer, view.layers, self)
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,11 @@ class ReadGates:
         return self.prefetch.wanted(layer, view)
 
 
-def _ahead(lists: Sequence[Sequence[int]], layer: int, layers: int, policy) -> list[Wanted]:
-    """Lists known for all layers, as far ahead as the policy may: first those within reach, then one a layer."""
+def _ahead(known: Callable[[int], Sequence[int]], layer: int, layers: int, policy) -> list[Wanted]:
+    """Experts known for all layers, as far ahead as the policy may: first those within reach, then one a layer."""
     reach = layers if policy.ahead is None else policy.ahead
     here = range(reach) if layer < 0 else range(layer + reach, layer + reach + 1)
-    return [Wanted(at, tuple(lists[at][: policy.experts])) for at in here if at < layers]
+    return [Wanted(at, tuple(known(at)[: policy.experts])) for at in here if at < layers]
 
 
 __all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "Prefetch", "PreviousToken", "ReadGates", "View"]

@@ -96,4 +96,12 @@ def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb
     return min(slots, experts), f"{min(slots, experts)} of {experts} experts a layer, {why}"
 
 
-__all__ = ["MobileConfig", "choose_slots"]
+def found(kind: type, given, by_name):
+    """`given` itself where it is one of its kind, or what its name stands for."""
+    one = by_name(given) if isinstance(given, str) else given
+    if not isinstance(one, kind):
+        raise TypeError(f"{kind.__name__.lower()} must be a {kind.__name__} or the name of one, got {given!r}.")
+    return one
+
+
+__all__ = ["MobileConfig", "choose_slots", "found"]

@@ -14,7 +14,7 @@ import torch
 
 from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
-from .facts import ask, best_first
+from .facts import best_first, decided
 from .rollback import Rollback
 from .serve import Server
 
@@ -130,10 +130,8 @@ class Decoder:
         outputs, little = self._pass(LITTLE, forward, step)
         evidence = self._judge(outputs, step, little)
         little.gamma = math.nan if gamma is None else gamma
-        kept = ask(keep, "keep", evidence)
+        kept = decided(keep, evidence)
         self._past.append(evidence.max_probability)
-        if type(kept).__name__ not in ("bool", "bool_"):  # Python's or NumPy's
-            raise MobileError(f"the policy {keep!r} must answer `keep` with True or False, got {kept!r}.")
         if kept:
             return outputs, [little], LITTLE, evidence, gamma
         self.rollback.take_back()

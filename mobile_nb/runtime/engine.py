@@ -103,6 +103,8 @@ class Engine:
         finally:
             self._server.give_up()
             self._server.link.settle()
+            if self._server.gaps or self._server.passes != len(self.trace.passes):
+                self.trace.conditions["whole"] = False  # a replay would not meet the cache that this run left
             self._writing.release()
 
     def _check_open(self) -> None:

@@ -35,7 +35,9 @@ class View:
 
     def gate(self, layer: int) -> list[int]:
         """The experts that `layer`'s router gives on the hidden state of the layer at hand, best first."""
-        said = self.read[layer - self.at, layer] = self.found[layer].route(self.hidden)[0].tolist()
+        said = self.found[layer].route(self.hidden)[0].tolist()
+        if layer > self.at:
+            self.read[layer - self.at, layer] = said
         return said
 
     def coming(self, layer: int):
@@ -62,10 +64,18 @@ def ask(policy, question: str, *facts):
         raise MobileError(failed(policy, question, problem)) from problem
 
 
+def decided(keep, evidence) -> bool:
+    """Asks a keep policy, and refuses what is neither yes nor no."""
+    kept = ask(keep, "keep", evidence)
+    if type(kept).__name__ not in ("bool", "bool_"):  # Python's or NumPy's
+        raise MobileError(f"the policy {keep!r} must answer `keep` with True or False, got {kept!r}.")
+    return bool(kept)
+
+
 def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
     """A token's routing [L, 1, K] as lists of expert ids a layer, largest weight first."""
     order = np.argsort(-weights[:, 0], axis=1, kind="stable")
     return np.take_along_axis(ids[:, 0], order, axis=1).tolist()
 
 
-__all__ = ["View", "ask", "best_first", "read_gates"]
+__all__ = ["View", "ask", "best_first", "decided", "read_gates"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..memory.scheduler import pairs_of
 from ..policies import Nothing
 from ..vocabulary import PROMPT, MobileError
 from .facts import ask
@@ -15,17 +16,13 @@ class Foresight:
 
     def __init__(self, tape: Tape, selection: Selection, asked_at: np.ndarray, asked: np.ndarray):
         self.tape, self.selection, self.asked_at, self.asked = tape, selection, asked_at, asked
-        self.layers, self.mode, self.evicted, self._previous = tape.layers, PROMPT, None, None
+        self.layers, self.mode, self.evicted, self.previous = tape.layers, PROMPT, None, None
         self.at = self.n = -1
-
-    @property
-    def previous(self):
-        return None if self._previous is None else self.tape.best[self._previous].tolist()
 
     def gate(self, layer: int) -> list[int]:
         """What the gate said in the recording."""
         gates, ahead = self.tape.passes[self.selection.index[self.n]].gates, layer - self.at - 1
-        if gates is None or ahead >= len(gates) or gates[ahead, layer, 0] < 0:
+        if gates is None or not 0 <= ahead < len(gates) or gates[ahead, layer, 0] < 0:
             raise MobileError(
                 f"this trace does not hold what the gates say {ahead + 1} layers ahead; record it with "
                 "prefetch=policies.ReadGates(...), or run this prefetcher live."
@@ -46,21 +43,14 @@ class Foresight:
             rewrites = n > 0 and not wrote[n - 1]
             self.evicted = self.tape.best[index[n - 1]].tolist() if rewrites else None
             if self.mode == PROMPT:
-                self._previous = None
+                self.previous = None
             elif not rewrites and n > 0:
-                self._previous = index[n - 1]
+                self.previous = self.tape.best[index[n - 1]].tolist()
             for self.at in range(-1, layers):
                 if self.mode != PROMPT and (self.at < 0 or self.tape.single[i]):
-                    for some in ask(prefetch, "wanted", self.at, self):
-                        pairs.extend((some.layer, expert) for expert in some.experts)
+                    pairs += pairs_of(ask(prefetch, "wanted", self.at, self), layers, self.tape.experts)
                 bounds[n * (layers + 1) + self.at + 2] = len(pairs)
         flat = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        wrong = ((flat < 0) | (flat >= (layers, self.tape.experts))).any(axis=1)
-        if wrong.any():
-            raise MobileError(
-                f"a prefetcher must ask for layers from 0 to {layers - 1} and experts from 0 to "
-                f"{self.tape.experts - 1}, got layer {flat[wrong][0, 0]}, expert {flat[wrong][0, 1]}."
-            )
         return {"wanted_at": bounds, "wanted": flat}
 
 

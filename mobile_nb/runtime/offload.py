@@ -22,7 +22,7 @@ from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
 from ..trace import Trace
 from ..vocabulary import MobileError, number
-from .config import QUESTIONS, MobileConfig, choose_slots
+from .config import QUESTIONS, MobileConfig, choose_slots, found
 from .engine import Engine
 from .serve import Server
 
@@ -68,9 +68,9 @@ def offload(
         raise MobileError("the experts are on disk: say with slots= or budget_gb= how many of them memory may hold.")
     simulate = hardware is not None or not (files or device.type == "cuda")
     hardware = DEFAULT_HARDWARE if hardware is None and (simulate or files) else hardware
-    hardware = Hardware.measure(str(device)) if hardware is None else _found(Hardware, hardware, Hardware.preset)
+    hardware = Hardware.measure(str(device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
     own = geometry_of(model, layers)
-    geometry = own if geometry is None else _found(Geometry, geometry, Geometry.of)
+    geometry = own if geometry is None else found(Geometry, geometry, Geometry.of)
     costs = Costs(hardware, geometry, len(layers))
     if device.type == "cuda" and not simulate:
         free_gb = 0.9 * torch.cuda.mem_get_info(device)[0] / 1e9
@@ -105,14 +105,6 @@ def offload(
         server.remove()
         for module, flag in training:
             module.training = flag
-
-
-def _found(kind: type, given, by_name):
-    """`given` itself where it is one of its kind, or what its name stands for."""
-    found = by_name(given) if isinstance(given, str) else given
-    if not isinstance(found, kind):
-        raise TypeError(f"{kind.__name__.lower()} must be a {kind.__name__} or the name of one, got {given!r}.")
-    return found
 
 
 def _conditions(model, config, costs: Costs, slots: int, chosen: str, server: Server) -> dict:

@@ -7,6 +7,7 @@ run gives its own numbers, to the last bit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -21,8 +22,8 @@ from ..memory.scheduler import COUNTERS, Scheduler
 from ..memory.script import Played, interpret
 from ..policies import LFU, LRU, Belady
 from ..trace import Copy, Trace
-from ..vocabulary import MobileError
-from .config import QUESTIONS, MobileConfig, choose_slots
+from ..vocabulary import PROMPT, MobileError
+from .config import QUESTIONS, MobileConfig, choose_slots, found
 from .layout import costed, layout
 from .tape import Selection, Tape
 
@@ -37,6 +38,7 @@ class Replay:
     selection: Selection
     played: Played
     conditions: dict
+    gamma: float
 
     @cached_property
     def trace(self) -> Trace:
@@ -51,7 +53,7 @@ class Replay:
     @property
     def fallback_ratio(self) -> float:
         """Share of tokens whose little version was evicted."""
-        return int((~self.selection.wrote).sum()) / max(1, self.tokens)
+        return self._a_token(int((~self.selection.wrote).sum()))
 
     @property
     def hit_rate(self) -> float:
@@ -61,24 +63,27 @@ class Replay:
     @property
     def seconds_per_token(self) -> float:
         """Mean simulated seconds of a token."""
-        return float((self.played.end - self.played.begin)[self._decoded].sum()) / max(1, self.tokens)
+        return self._a_token(float((self.played.end - self.played.begin)[self._decoded].sum()))
 
     @property
     def bytes_per_token(self) -> float:
         """Mean expert bytes over the link."""
         fetched = self._count("misses") + self._count("prefetches")
-        return fetched * self.conditions["expert_bytes"] / max(1, self.tokens)
+        return self._a_token(fetched * self.conditions["expert_bytes"])
 
     @property
-    def prefetch_precision(self) -> float:
+    def prefetches_used(self) -> float:
         """Share of the prefetched experts that were asked for before they had to leave; NaN without prefetches."""
         prefetched = self._count("prefetches")
         return self._count("used") / prefetched if prefetched else float("nan")
 
     def summary(self) -> dict:
         """All figures, as a row of a table."""
-        names = "tokens fallback_ratio hit_rate bytes_per_token seconds_per_token prefetch_precision".split()
+        names = "tokens fallback_ratio hit_rate bytes_per_token seconds_per_token prefetches_used".split()
         return {name: getattr(self, name) for name in names}
+
+    def _a_token(self, total: float) -> float:
+        return total / self.tokens if self.tokens else float("nan")
 
     @cached_property
     def _decoded(self) -> np.ndarray:
@@ -100,7 +105,8 @@ class Replay:
             token = done.token_id
             if self.selection.wrote[n] and token < 0:  # kept here, evicted there: the text is the recording's
                 token = self.tape.passes[i + 1].token_id
-            yield replace(done, token_id=token, begin=begin[n], end=end[n], copies=made, **counts)
+            gamma = done.gamma if done.mode == PROMPT else self.gamma
+            yield replace(done, token_id=token, gamma=gamma, begin=begin[n], end=end[n], copies=made, **counts)
 
 
 def replay(
@@ -163,6 +169,7 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
             "slots_chosen": chosen,
             "expert_bytes": costs.expert_bytes,
         },
+        getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan,
     )
 
 
@@ -170,15 +177,13 @@ def machine_of(about: dict, hardware: Hardware | str | None) -> Hardware:
     """The hardware of a replay: as given, or the recording's."""
     if hardware is None and not about.get("hardware_rates"):
         raise MobileError("this trace holds no machine's rates (it was measured, or made elsewhere): give hardware=.")
-    hardware = Hardware(**about["hardware_rates"]) if hardware is None else hardware
-    return Hardware.preset(hardware) if isinstance(hardware, str) else hardware
+    return found(Hardware, Hardware(**about["hardware_rates"]) if hardware is None else hardware, Hardware.preset)
 
 
 def _sizes(about: dict, geometry: Geometry | str | None) -> Geometry:
     if geometry is None and not about.get("geometry_sizes"):
         raise MobileError("this trace does not say what the model weighs: give geometry=.")
-    geometry = Geometry(**about["geometry_sizes"]) if geometry is None else geometry
-    return Geometry.of(geometry) if isinstance(geometry, str) else geometry
+    return found(Geometry, Geometry(**about["geometry_sizes"]) if geometry is None else geometry, Geometry.of)
 
 
 __all__ = ["Replay", "machine_of", "play_laid", "replay"]

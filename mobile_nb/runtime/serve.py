@@ -47,6 +47,7 @@ class Server:
         self.mode: str | None = None  # None: the model was called outside a pass
         self._device, self._compute, self._ended = device, [], None
         self._settled = [False] * len(layers)
+        self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self._routed: list[list] = [[] for _ in layers]
 
     def install(self) -> None:
@@ -91,7 +92,8 @@ class Server:
         """Closes it. Returns routing [L, T, K] and counts [L] as `trace.Pass` wants them."""
         tokens = sum(len(index) for index, _ in self._routed[0])
         self.link.elapse(self.costs.head_s(tokens))
-        self.mode = None
+        self.mode, self.passes = None, self.passes + 1
+        self.gaps |= len(self._routed[0]) > 1  # a prompt in chunks
         ids = torch.stack([torch.cat([i for i, _ in calls]) for calls in self._routed])
         weights = torch.stack([torch.cat([w for _, w in calls]) for calls in self._routed])
         since = {name: self.scheduler.counts[name][0] - before for name, before in self._before.items()}
@@ -106,7 +108,7 @@ class Server:
     def give_up(self) -> None:
         """Closes a pass that was cut short. A copy may have been too, so no slot is taken to hold anything any more."""
         if self.mode is not None:
-            self.mode = None
+            self.mode, self.gaps = None, True
             self.scheduler.cache.clear()
 
     def _serve(self, at: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -114,6 +116,8 @@ class Server:
         layer, tokens = self.layers[at], len(hidden)
         if self.mode is not None:
             self._routed[at].append((index, weights))
+        else:
+            self.gaps = True
         run, over = self._count(at, layer.top_k)
         if run < layer.top_k or over is not None:
             index, weights = best(index, weights, run, over, layer.renormalises, layer.scale)

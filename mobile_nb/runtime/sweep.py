@@ -6,27 +6,26 @@ it again. A grid runs here, on processes, or on anything with the interface of `
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 
-from ..hardware import Hardware
+from ..hardware import Geometry, Hardware
 from ..trace import Trace
 from ..vocabulary import MobileError
+from .book import Book, fingerprint, key_of
 from .config import MobileConfig
 from .layout import layout
 from .replay import machine_of, play_laid
 from .tape import Tape
 
 CHUNK = 32  # points that travel together
+WITHIN = {"gamma": "keep", "ahead": "prefetch", "fraction": "count"}  # fields of a policy, and whose
 
 
 def sweep(
@@ -52,8 +51,8 @@ def sweep(
 
     Returns:
         A pandas frame, one row a point in the order of the grid: its values, then tokens, fallback_ratio, hit_rate,
-        bytes_per_token, seconds_per_token, prefetch_precision (see `Replay`) and time, which says that it is simulated
-        and on what. A policy's column holds its name.
+        bytes_per_token, seconds_per_token, prefetches_used (see `Replay`), time, which says that it is simulated and on
+        what, and exact: whether the text is what a live run would write. A policy's column holds its name.
 
     Raises:
         TypeError: a value of the grid is not a list, or no such field.
@@ -66,17 +65,23 @@ def sweep(
     traces = dict(trace) if isinstance(trace, Mapping) else {"": trace}
     configs = dict(config) if isinstance(config, Mapping) else {"": config}
     for name, values in grid.items():
+        grid[name] = values = values.tolist() if hasattr(values, "tolist") else values
         if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
             raise TypeError(f"sweep takes a list of values for {name}, got {values!r}.")
+    for one in configs.values():
+        if not isinstance(one, MobileConfig):
+            raise TypeError(f"config must be a MobileConfig, such as systems.mobile() returns, got {one!r}.")
+    if not (executor is None or isinstance(executor, int) or hasattr(executor, "submit")):
+        raise TypeError(f"executor must be None, a number of processes or an Executor, got {executor!r}.")
     points = [
         _point(name, system, configs[system], dict(zip(grid, values, strict=True)))
         for name in traces
         for system in configs
         for values in itertools.product(*grid.values())
     ]
-    marks = {name: _fingerprint(one) for name, one in traces.items()}
-    keys = [_key(marks[point["trace"]], point) for point in points]
-    book = _Book(save)
+    marks = {name: fingerprint(one) for name, one in traces.items()}
+    keys = [key_of(marks[point["trace"]], point) for point in points]
+    book = Book(save)
     todo = [i for i, key in enumerate(keys) if key not in book.rows]
     for numbers, rows in _played(traces, marks, points, todo, executor, progress):
         for i, row in zip(numbers, rows, strict=True):
@@ -97,69 +102,33 @@ def sweep(
 def _point(trace: str, system: str, config: MobileConfig, values: dict) -> dict:
     """One combination: what `play_laid` needs of it, and what the frame shows."""
     machine = {name: values[name] for name in ("hardware", "geometry") if name in values}
-    for name, value in values.items():
+    for name, value in sorted(values.items(), key=lambda item: item[0] in WITHIN):  # whole policies first
         if name in machine or name == "link_gb_per_s":
             continue
-        question = {"gamma": "keep", "ahead": "prefetch", "fraction": "count"}.get(name)
+        question = WITHIN.get(name)
         policy = config if question is None else getattr(config, question)
-        if name not in {field.name for field in fields(policy)}:
-            known = ", ".join(field.name for field in fields(policy)) or "none"
+        known = [field.name for field in fields(policy)] if is_dataclass(policy) else []
+        if name not in known:
+            known = ", ".join(known) or "none"
             raise TypeError(f"sweep finds no field {name!r} in {policy!r}; its fields: {known}.")
         changed = replace(policy, **{name: value})
         config = changed if question is None else replace(config, **{question: changed})
     return {"trace": trace, "system": system, "config": config, "values": values} | machine
 
 
-def _key(mark: str, point: dict) -> str:
-    facts = (mark, point["config"], point.get("hardware"), point.get("geometry"), point["values"].get("link_gb_per_s"))
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-
-def _fingerprint(trace: Trace) -> str:
-    digest = hashlib.sha256(json.dumps(trace.conditions, sort_keys=True, default=repr).encode())
-    for done in trace.passes:
-        digest.update(done.ids.tobytes())
-        digest.update(done.weights.tobytes())
-        digest.update(f"{done.request} {done.step} {done.mode} {done.token_id} {done.confidence}".encode())
-    return digest.hexdigest()
-
-
 def _shown(value):
     """Numbers and names as they are; a policy as its name with what differs from its defaults."""
-    if not is_dataclass(value):
-        return value
-    if isinstance(value, Hardware) or hasattr(value, "expert_params"):
+    if isinstance(value, Hardware | Geometry):
         return value.name
-    plain = type(value)()
-    told = [f.name for f in fields(value) if getattr(value, f.name) != getattr(plain, f.name)]
+    if value is None or isinstance(value, int | float | str):
+        return value
+    told = [f.name for f in fields(value) if not _default(f, getattr(value, f.name))] if is_dataclass(value) else []
     return type(value).__name__ + ("(" + ", ".join(f"{n}={getattr(value, n)!r}" for n in told) + ")" if told else "")
 
 
-class _Book:
-    """Finished points by key, and the file that keeps them."""
-
-    def __init__(self, path):
-        self.path = None if path is None else Path(path)
-        self.rows: dict[str, dict] = {}
-        if self.path is not None and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            for number, line in enumerate(lines):
-                try:
-                    row = json.loads(line)
-                    self.rows[row.pop("key")] = row
-                except (ValueError, KeyError, AttributeError, TypeError) as problem:
-                    if number < len(lines) - 1:  # the last line may have been cut off; it is done again
-                        raise MobileError(
-                            f"line {number + 1} of {self.path} is not a point of a sweep; name another file."
-                        ) from problem
-            whole = "".join(json.dumps({"key": key} | row) + "\n" for key, row in self.rows.items())
-            self.path.write_text(whole, encoding="utf-8")
-
-    def add(self, key: str, row: dict) -> None:
-        self.rows[key] = row
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key} | row) + "\n")
+def _default(field, value) -> bool:
+    plain = field.default_factory() if field.default_factory is not MISSING else field.default
+    return plain is not MISSING and plain == value
 
 
 def _played(traces, marks, points, todo, executor, progress: bool):
@@ -168,7 +137,7 @@ def _played(traces, marks, points, todo, executor, progress: bool):
 
     def group(i: int):
         config = points[i]["config"]
-        return points[i]["trace"], repr((config.count, config.keep, config.prefetch))
+        return points[i]["trace"], repr((config.count, config.keep, config.prefetch, config.miss, config.codec))
 
     chunks = []
     for _, some in itertools.groupby(sorted(todo, key=group), key=group):
@@ -184,7 +153,7 @@ def _played(traces, marks, points, todo, executor, progress: bool):
         if isinstance(executor, int):
             executor = ProcessPoolExecutor(executor, mp_context=get_context("spawn"))
             stack.enter_context(executor)
-        sent = {name: pickle.dumps(Tape(one)) for name, one in traces.items()}
+        sent = {name: pickle.dumps(Tape(one).without_copies()) for name, one in traces.items()}
         waiting = {}
         for chunk in chunks:
             name = points[chunk[0]]["trace"]
@@ -192,7 +161,14 @@ def _played(traces, marks, points, todo, executor, progress: bool):
             waiting[executor.submit(_remote, marks[name], sent[name], work)] = chunk
         try:
             for done in as_completed(waiting):
-                yield waiting[done], done.result()
+                try:
+                    rows = done.result()
+                except BrokenExecutor as problem:
+                    raise MobileError(
+                        "a process of the sweep died; a policy that is defined in a notebook does not reach other "
+                        "processes: put it into a module, or sweep without executor."
+                    ) from problem
+                yield waiting[done], rows
                 bar.update(len(waiting[done]))
         finally:
             for future in waiting:
@@ -203,16 +179,26 @@ _TAPES: dict[str, Tape] = {}  # what this worker unpacked, by fingerprint: chunk
 
 
 def _remote(mark: str, sent: bytes, points: list[dict]) -> list[dict]:
-    if mark not in _TAPES:
+    tape = _TAPES.get(mark)
+    if tape is None:
+        tape = pickle.loads(sent)
         _TAPES.clear()
-        _TAPES[mark] = pickle.loads(sent)
-    return _rows(_TAPES[mark], points)
+        _TAPES[mark] = tape
+    return _rows(tape, points)
+
+
+def _laid(tape: Tape, config: MobileConfig):
+    """Selection and layout of a group; the tape keeps those of the last one, because its chunks come in a row."""
+    group = repr((config.count, config.keep, config.prefetch, config.miss, config.codec))
+    if tape.last is None or tape.last[0] != group:
+        selection = tape.select(config)
+        tape.last = group, selection, layout(tape, selection, config)
+    return tape.last[1:]
 
 
 def _rows(tape: Tape, points: list[dict]) -> list[dict]:
     """The rows of points that share count, keep and prefetch."""
-    selection = tape.select(points[0]["config"])
-    laid = layout(tape, selection, points[0]["config"])
+    selection, laid = _laid(tape, points[0]["config"])
     rows = []
     for point in points:
         hardware = machine_of(tape.trace.conditions, point.get("hardware"))
@@ -220,7 +206,7 @@ def _rows(tape: Tape, points: list[dict]) -> list[dict]:
         if rate is not None:
             hardware = replace(hardware, name=f"{hardware.name} at {rate:g} GB/s", link_gb_per_s=rate)
         done = play_laid(tape, selection, laid, point["config"], hardware, point.get("geometry"), record=False)
-        rows.append(done.summary() | {"time": done.conditions["time"]})
+        rows.append(done.summary() | {"time": done.conditions["time"], "exact": selection.exact})
     return rows
 
 

@@ -9,16 +9,17 @@ Legend: P passes · L MoE layers · E experts · K experts routed to · T tokens
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..trace import Trace
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
-from .facts import ask
+from .facts import decided
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Tape:
     """
 
     def __init__(self, trace: Trace):
+        if not isinstance(trace, Trace):
+            raise TypeError(f"a replay takes a Trace, such as engine.trace or Trace.load(path), got {trace!r}.")
+        if not trace.passes or not {"layers", "experts"} <= trace.conditions.keys():
+            raise MobileError("this trace holds no passes of a model: there is nothing to replay.")
         self.trace, self.passes = trace, trace.passes
         self.layers, self.experts = trace.conditions["layers"], trace.conditions["experts"]
         self.single = np.array([p.ids.shape[1] == 1 for p in self.passes], dtype=bool)
@@ -62,6 +67,11 @@ class Tape:
         weights = np.array([p.weights[:, -1] for p in self.passes], dtype=np.float32).reshape(self.ids.shape)
         order = np.argsort(-weights, axis=2, kind="stable")
         self.best = np.take_along_axis(self.ids, order, axis=2)  # the same, best first
+        self.last = None  # what a sweep laid out last
+
+    def without_copies(self) -> Tape:
+        """The same for replays, and smaller on its way to another process."""
+        return Tape(Trace(self.trace.conditions, [replace(p, copies=[]) for p in self.passes]))
 
     def select(self, config: MobileConfig) -> Selection:
         """The passes that `config` makes.
@@ -69,23 +79,37 @@ class Tape:
         Raises:
             MobileError: the change would change the text, or needs passes that were not recorded.
         """
-        asked = self.trace.conditions.get("questions", {})
+        if not isinstance(config, MobileConfig):
+            raise TypeError(f"config must be a MobileConfig, such as systems.mobile() returns, got {config!r}.")
+        about = self.trace.conditions
+        asked, whole = about.get("questions"), about.get("exact", True) and about.get("whole", True)
+        if asked is None:
+            raise MobileError("this trace does not say under which policies it was recorded; record it with offload.")
         for question in ("miss", "codec"):
-            given = repr(getattr(config, question))
-            if asked.get(question, given) != given:
-                raise MobileError(_refusal(question, asked[question], given))
+            given = getattr(config, question)
+            if asked[question] != repr(given):
+                raise MobileError(_refusal(question, asked[question], repr(given)))
+            if not given.lossless:
+                raise MobileError(
+                    f"a replay cannot tell whom {given!r} would have replaced; run it live, with offload."
+                )
         everything = np.arange(len(self.passes))
         wrote = np.array([p.token_id >= 0 for p in self.passes], dtype=bool)
-        same = asked.get("count", repr(config.count)) == repr(config.count)
-        if same and (not config.two_passes or asked.get("keep", repr(config.keep)) == repr(config.keep)):
-            return Selection(everything, wrote, exact=True)
+        same = asked["count"] == repr(config.count)
+        if same and (not config.two_passes or (asked["keep"] == repr(config.keep) and self._steady(config.keep))):
+            return Selection(everything, wrote, whole)
         if not config.two_passes and not same:
-            return self._big_alone(config, asked)
+            return self._big_alone(config, asked, whole)
         if not same and not _same_little(asked["count"], config.count):
             raise MobileError(_refusal("count", asked["count"], repr(config.count)))
         return self._judged(config)
 
-    def _big_alone(self, config: MobileConfig, asked: dict) -> Selection:
+    def _steady(self, keep) -> bool:
+        """Whether gamma was that of `keep` all along."""
+        gamma = getattr(keep, "gamma", None)
+        return gamma is None or all(math.isnan(p.gamma) or p.gamma == gamma for p in self.passes)
+
+    def _big_alone(self, config: MobileConfig, asked: dict, whole: bool) -> Selection:
         modes = [p.mode for p in self.passes]
         steps = {(p.request, p.step) for p in self.passes if p.mode == LITTLE}
         both = {(p.request, p.step) for p in self.passes if p.mode == BIG}
@@ -93,7 +117,7 @@ class Tape:
             more = ", or replay a recording with gamma above 1, which holds the big model's passes too"
             raise MobileError(_refusal("count", asked["count"], repr(config.count), more))
         index = np.array([i for i, mode in enumerate(modes) if mode != LITTLE])
-        return Selection(index, np.ones(len(index), dtype=bool), exact="prompt=1.0" in asked["count"])
+        return Selection(index, np.ones(len(index), dtype=bool), whole and "prompt=1.0" in asked["count"])
 
     def _judged(self, config: MobileConfig) -> Selection:
         """Each position again, little and then perhaps big, as `config.keep` decides it."""
@@ -107,7 +131,7 @@ class Tape:
                     index.append(i)
                     wrote.append(True)
                 continue
-            kept = bool(ask(config.keep, "keep", Recorded(done.confidence, past)))
+            kept = decided(config.keep, Recorded(done.confidence, past))
             past.append(done.confidence)
             rewritten = (
                 after is not None
