@@ -7,6 +7,8 @@ its mass on one expert, and then half or a quarter of the experts lose nothing.
 
 from __future__ import annotations
 
+from random import Random
+
 import torch
 import vocabulary
 from batches import Batch
@@ -55,6 +57,13 @@ def build_model(name: str, tokenizer, seed: int) -> PreTrainedModel:
 def routers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The router of every MoE layer, first layer first."""
     return [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+
+
+def choose_count(model: PreTrainedModel, share: float, draw: str) -> None:
+    """Let the routers choose K/2 experts in this `share` of steps, K in the others; `draw` seeds the choice."""
+    top_k = model.config.num_experts_per_tok
+    for router in routers(model):
+        router.top_k = top_k // 2 if Random(draw).random() < share else top_k
 
 
 def optimizers(model: PreTrainedModel, muon: float, adam: float, router: float) -> list[torch.optim.Optimizer]:

@@ -64,6 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--entropy", type=float, default=0.02, help="bonus on the router's entropy (default: 0.02)")
     parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balance loss (default: 0.01)")
     parser.add_argument("--smoothing", type=float, default=0.05, help="label smoothing (default: 0.05)")
+    parser.add_argument("--little", type=float, default=0.0, help="share of steps that run K/2 experts (default: 0)")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default: 180)")
     parser.add_argument("--check-every", type=int, default=1_500_000, help="tokens between checks and exports")
     parser.add_argument("--check-problems", type=int, default=200, help="validation problems a check (default: 200)")
@@ -173,6 +174,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * models.rate(self.progress())
         self.routing.clear()
+        models.choose_count(self.model, self.options.little, f"{self.options.seed}/{self.step}")
         with torch.autocast(self.options.device, dtype=torch.bfloat16):
             logits = self.model(input_ids=batch.ids, use_cache=False).logits
         language, balance, entropy = models.losses(self.model, logits, self.routing, batch, self.options.smoothing)
@@ -186,6 +188,7 @@ class Trainer:
     def check(self) -> dict[str, float]:
         """Share of validation problems solved at K, K/2 and K/4 experts, for each task."""
         self.model.eval().set_experts_implementation("grouped_mm")
+        models.choose_count(self.model, 0.0, "")
         big, found = self.model.config.num_experts_per_tok, {}
         for name in tasks.NAMES:
             problems = tasks.load(name, split="validation", n=self.options.check_problems, seed=1)
