@@ -59,7 +59,6 @@ def test_every_solution_parses_and_obeys_the_strict_rules(problems):
     for problem in problems["test"]:
         assert sandbox.STRICT.complaint(problem.prompt + problem.solution) is None
         assert problem.check(problem.solution)
-        assert max(len(line) for line in (problem.prompt + problem.solution).split("\n")) < 200
 
 
 def test_other_code_that_does_the_same_is_right(problems):
@@ -68,7 +67,7 @@ def test_other_code_that_does_the_same_is_right(problems):
 
 
 def test_other_code_that_does_something_else_is_wrong(problems):
-    wrong = [re.sub(r"return (.*)$", r"return [\1, 1]", p.solution) for p in problems["test"]]
+    wrong = [re.sub(r"return ([^\n]*)", r"return [\1, 1]", p.solution) for p in problems["test"]]
     assert not any(tasks.check_all(problems["test"], wrong))
 
 

@@ -33,7 +33,8 @@ ONLY_IN = {
     "plotly": {"view"},
     "ipywidgets": {"view"},
 }
-NO_TORCH_AT_ALL = ("mobile_nb.analysis.tasks", "mobile_nb.analysis.metrics")
+WITHOUT_TORCH = "tasks metrics problem real functions function_parts word_problems sandbox sandbox_child".split()
+NO_TORCH_AT_ALL = tuple(f"mobile_nb.analysis.{name}" for name in WITHOUT_TORCH)
 NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "policies", TOP}
 LONGEST = 250  # lines
 

@@ -8,26 +8,31 @@ import pytest
 
 from mobile_nb.analysis import tasks
 
-STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+STEP = re.compile(r"(\d+(?: [-+*/] \d+)+) = (\d+)")
 APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
 
 
 def chain(problem):
-    """The equations of the working, read back from its text."""
+    """The equations of the working, read back from its text: ("12 + 7 - 3", "16")."""
     return tuple(STEP.findall(problem.solution))
+
+
+def worked_out(left):
+    """What the left side of an equation gives, from left to right."""
+    first, *rest = left.split()
+    value = int(first)
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        value = APPLY[sign](value, int(number))
+    return value
 
 
 def asked(problem):
     """The number that the question asks for, looked up in the working or, where nothing changed, in the story."""
     question = problem.prompt.split(". ")[-1]
-    if (
-        "together" in question
-        or "How many more" in question
-        or ("coins does" in question and " gets " in problem.solution)
-    ):
-        return chain(problem)[-1][3]
+    if " need?" in question or ("coins does" in question and " gets " in problem.solution):
+        return chain(problem)[-1][1]
     name = re.search(r"does (\w+) have\?", question).group(1)
-    found = re.findall(rf" {name} has \d+ [-+*/] \d+ = (\d+)", problem.solution)
+    found = re.findall(rf" {name} has [-+*/ 0-9]+ = (\d+)", problem.solution)
     item = re.search(r"How many (\w+)", question).group(1)
     return (found or re.findall(rf"{name} has (\d+) {item}\.", problem.prompt))[-1]
 
@@ -48,7 +53,7 @@ def test_splits_share_no_chain_of_equations_and_no_prompt(problems):
 def test_the_chain_of_equations_decides_the_split(problems):
     for split in tasks.SPLITS:
         for problem in problems[split][:300]:
-            written = ";".join(f"{a}{sign}{b}={c}" for a, sign, b, c in chain(problem))
+            written = ";".join(f"{left}={result}".replace(" ", "") for left, result in chain(problem))
             assert tasks.split_of(written) == split
 
 
@@ -85,25 +90,27 @@ def test_the_working_is_right_and_stays_within_0_to_99(problems):
     for problem in problems["test"]:
         steps = chain(problem)
         assert len(steps) == problem.steps
-        for a, sign, b, c in steps:
-            assert APPLY[sign](int(a), int(b)) == int(c)
+        for left, result in steps:
+            assert worked_out(left) == int(result)
         assert asked(problem) == problem.answer
         assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", problem.prompt + problem.solution))
 
 
 def test_every_number_of_the_working_was_given_or_worked_out_before(problems):
     words = {"twice": 2, "doubles": 2, "as many": 2, "half": 2, "three times": 3, "four times": 4, "five times": 5}
+    words |= {"triples": 3, "as before": 3, "third": 3}
     for problem in problems["test"]:
         known = {int(number) for number in re.findall(r"\d+", problem.prompt)}
         known |= {number for word, number in words.items() if word in problem.prompt}
-        for a, _, b, c in chain(problem):
-            assert {int(a), int(b)} <= known, problem
-            known.add(int(c))
+        for left, result in chain(problem):
+            assert {int(number) for number in re.findall(r"\d+", left)} <= known, problem
+            known.add(int(result))
 
 
 def test_all_lengths_and_operations_occur(problems):
-    assert {p.steps for p in problems["train"]} == {2, 3, 4, 5, 6}
-    assert {sign for p in problems["train"] for _, sign, _, _ in chain(p)} == set("+-*/")
+    assert {p.steps for p in problems["train"]} == {2, 3, 4, 5, 6, 7, 8}
+    assert {sign for p in problems["train"] for left, _ in chain(p) for sign in left.split()[1::2]} == set("+-*/")
+    assert any(len(left.split()) == 5 for p in problems["train"] for left, _ in chain(p))
     assert len({p.answer for p in problems["train"]}) > 70
 
 

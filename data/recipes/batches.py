@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mobile_nb.analysis import tasks
 
-CHUNK = 2048  # problems drawn, sorted by length and cut into batches at a time
+CHUNK = 3072  # problems drawn, sorted by length and cut into batches at a time
 WIDTH_STEP = 16  # widths are multiples of this, so that kernels see few shapes
 
 
@@ -26,7 +26,8 @@ class Batch:
 
 
 def _chunk(tokenizer: PreTrainedTokenizerFast, seed: int, number: int, tokens: int, question_weight: float) -> list:
-    problems = tasks.load("word-problems", split="train", n=CHUNK, seed=1_000_000 * (seed + 1) + number)
+    place = 1_000_000 * (seed + 1) + number
+    problems = [p for name in tasks.NAMES for p in tasks.load(name, split="train", n=CHUNK // 2, seed=place)]
     prompts = tokenizer([p.prompt for p in problems]).input_ids
     solutions = tokenizer([p.solution for p in problems]).input_ids
     rows = [(p, s + [tokenizer.eos_token_id]) for p, s in zip(prompts, solutions, strict=True)]

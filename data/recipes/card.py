@@ -1,9 +1,11 @@
-"""Measure the shipped model on held-out test problems and write its card.
+"""Measure the shipped models on held-out test problems, and write data/README.md and each model's card.
 
-    python data/recipes/card.py                 # measure, write results.json, render README.md from it
-    python data/recipes/card.py --render        # only render README.md from results.json
+    python data/recipes/card.py                        # measure every model that is there, then write the cards
+    python data/recipes/card.py tiny-olmoe --n 500     # measure one
+    python data/recipes/card.py --render               # only write the cards from the results
 
-Every number of the card comes out of results.json and the training log; the words around them are in card.md.
+Every number comes out of data/MODEL/results.json and the training logs; the words around them are in card.md. A
+measurement that was interrupted goes on where it was (--run holds what it has so far).
 """
 
 from __future__ import annotations
@@ -24,25 +26,29 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import cards  # noqa: E402
 import measure  # noqa: E402
+import models  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from tqdm.auto import tqdm  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from mobile_nb import systems  # noqa: E402
 from mobile_nb.analysis import tasks  # noqa: E402
+from mobile_nb.analysis.evaluate import Evaluation, evaluate  # noqa: E402
+from mobile_nb.model.load import load  # noqa: E402
 
-COUNTS = (8, 6, 4, 3, 2)
-GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+GAMMAS = (0.7, 0.5, 0.6, 0.8, 0.9)  # the paper's first, on more problems
+FREE = {  # tokens that can stand where the wording is free
+    "word-problems": (" So", " Then", " Now"),
+    "small-functions": ("x", "n", "v", " x", " n", " v", " return", " total", " result", " [", " []", " sum", " 0"),
+}
 
 
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share."""
-    share, spread = right / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return middle - half, middle + half
+def counts(top_k: int) -> list[int]:
+    """K, 3K/4, K/2, K/3 and K/4, each where it is a number of experts of its own."""
+    wanted = {top_k, int(0.75 * top_k + 0.5), top_k // 2, round(top_k / 3), top_k // 4}
+    return sorted((k for k in wanted if k), reverse=True)
 
 
 def paired(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float]:
@@ -51,6 +57,81 @@ def paired(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float]
     gains, losses = sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
     mean = (gains - losses) / n
     return mean, z * math.sqrt(max(0.0, (gains + losses) / n - mean * mean) / n)
+
+
+def row(result: Evaluation, reference: list[bool]) -> dict:
+    """The columns that every line of a table has."""
+    solved = [each.right for each in result.solved]
+    low, high = result.interval
+    mean, half = paired(solved, reference[: len(solved)])
+    return {
+        "n": result.n, "right": sum(solved), "accuracy": result.accuracy, "low": low, "high": high,
+        "difference": mean, "half_width": half,
+    }  # fmt: skip
+
+
+def by_steps(result: Evaluation) -> dict[str, float]:
+    """Accuracy for each difficulty with at least 20 problems."""
+    groups: dict[int, list[bool]] = {}
+    for each in result.solved:
+        groups.setdefault(each.steps, []).append(each.right)
+    return {str(k): sum(v) / len(v) for k, v in sorted(groups.items()) if len(v) >= 20}
+
+
+def solve_task(model, tokenizer, name: str, options, kept: Path) -> dict:
+    """All of one model on one task."""
+    most = options.functions if name == "small-functions" else options.n
+    main = tasks.load(name, split=options.split, n=most, seed=options.seed)
+    top_k = model.config.num_experts_per_tok
+
+    def run(what: str, config, problems) -> Evaluation:
+        path = kept / f"{name}-{what}.json"
+        print(f"{kept.name}, {name}, {what}", flush=True)
+        return evaluate(model, tokenizer, problems, config=config, batch_size=options.batch, save=path)
+
+    free = {i for word in FREE[name] for i in tokenizer(word).input_ids}
+    reference, fixed, mobile = [], [], []
+    for count in counts(top_k):
+        n = most if count in (top_k, top_k // 2) else options.fewer
+        result = run(f"{count}", measure.fixed(count, top_k), main[:n])
+        reference = reference or [each.right for each in result.solved]
+        fixed.append({"experts": count, **row(result, reference), "by_steps": by_steps(result)})
+    for gamma in GAMMAS:
+        result = run(f"gamma{gamma}", systems.mobile(gamma), main[: most if gamma == 0.7 else options.fewer])
+        written = [t for each in result.solved for t in zip(each.token_ids[1:], each.fell_back[1:], strict=True)]
+        again = [token for token, fell_back in written if fell_back]
+        mobile.append({
+            "gamma": gamma, **row(result, reference), "fallback_ratio": result.fallback_ratio,
+            "free": sum(token in free for token in again) / max(1, len(again)), "precision": result.precision,
+        })  # fmt: skip
+        if gamma == 0.7:
+            sure = [c for each in result.solved for c in each.confidences[1:]]
+    below = {str(limit): sum(c < limit for c in sure) / len(sure) for limit in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
+    mobile.sort(key=lambda each: each["gamma"])
+    found = measure.routing(model, tokenizer, main[:100])
+    return {"fixed": fixed, "mobile": mobile, "below": below, "tokens": len(sure), "routing": found}
+
+
+def measured(name: str, options: argparse.Namespace) -> dict:
+    """Run everything for one model and return it as plain values."""
+    started, folder = time.perf_counter(), options.data / name
+    model, tokenizer = load(str(folder), dtype=torch.float32)
+    weights = (folder / "model.safetensors").read_bytes()
+    kept = options.run / hashlib.sha256(weights).hexdigest()[:12] / name
+    kept.mkdir(parents=True, exist_ok=True)
+    return {
+        "model": name, "split": options.split, "seed": options.seed, "dtype": "float32", "device": processor(),
+        "threads": options.threads, "batch": options.batch,
+        "tasks": {task: solve_task(model, tokenizer, task, options, kept) for task in tasks.NAMES},
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "tokenizers": tokenizers.__version__,
+        },
+        "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights),
+        "parameters": sum(p.numel() for p in model.parameters()), "experts": model.config.num_experts,
+        "top_k": model.config.num_experts_per_tok, "layers": model.config.num_hidden_layers,
+        "moe_layers": len(models.routers(model)), "seconds": time.perf_counter() - started,
+    }  # fmt: skip
 
 
 def processor() -> str:
@@ -62,115 +143,27 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def row(problems: list, texts: list[str]) -> tuple[list[bool], dict]:
-    """Which problems were solved, and the table's columns that follow from it."""
-    solved = [p.check(t) for p, t in zip(problems, texts, strict=True)]
-    low, high = wilson(sum(solved), len(solved))
-    return solved, {"right": sum(solved), "accuracy": sum(solved) / len(solved), "low": low, "high": high}
-
-
-def measured(options: argparse.Namespace) -> dict:
-    """Run everything and return it as plain values."""
-    torch.set_num_threads(options.threads)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    problems = tasks.load("word-problems", split=options.split, n=options.n, seed=options.seed)
-    started, fixed, mobile, reference = time.perf_counter(), [], [], None
-    for count in tqdm(COUNTS, desc="fixed"):
-        solved, values = row(problems, measure.solve(model, tokenizer, problems, count=count))
-        reference = solved if reference is None else reference
-        mean, half = paired(solved, reference)
-        by_steps = {
-            steps: sum(s for s, p in zip(solved, problems, strict=True) if p.steps == steps)
-            / max(1, sum(p.steps == steps for p in problems))
-            for steps in sorted({p.steps for p in problems})
-        }
-        fixed.append({"experts": count, **values, "difference": mean, "half_width": half, "by_steps": by_steps})
-    openers = {tokenizer.convert_tokens_to_ids("Ġ" + word) for word in ("So", "Then", "Now")}
-    for gamma in tqdm(GAMMAS, desc="MoBiLE"):
-        result = measure.solve_mobile(model, tokenizer, problems, gamma=gamma)
-        solved, values = row(problems, result.texts)
-        mean, half = paired(solved, reference)
-        mobile.append({
-            "gamma": gamma, **values, "difference": mean, "half_width": half,
-            "written": result.written, "fell_back": result.fell_back, "fallback_ratio": result.fallback_ratio,
-            "wording": sum(count for token, count in result.fell_back_on.items() if token in openers),
-            "precision": result.precision,
-        })  # fmt: skip
-    mass = measure.router_mass(model, tokenizer, problems[:200])
-    return {
-        "n": options.n, "split": options.split, "seed": options.seed, "dtype": "float32", "device": processor(),
-        "threads": options.threads, "seconds": time.perf_counter() - started,
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "tokenizers": tokenizers.__version__,
-        },
-        "sha256": hashlib.sha256((options.model / "model.safetensors").read_bytes()).hexdigest(),
-        "bytes": (options.model / "model.safetensors").stat().st_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "fixed": fixed, "mobile": mobile,
-        "router": {"best": mass[:, 0].tolist(), "chosen": mass.sum(-1).tolist()},
-    }  # fmt: skip
-
-
-def points(values: dict) -> str:
-    """A difference to full K with its interval, in points."""
-    return f"{100 * values['difference']:+.1f} ± {100 * values['half_width']:.1f}"
-
-
-def percent(values: list[float]) -> str:
-    return " · ".join(f"{100 * value:.0f}" for value in values)
-
-
-def render(results: dict, log: list[dict], words: str) -> str:
-    """The card: the words with the numbers filled in."""
-    steps = list(results["fixed"][0]["by_steps"])
-    head = "| experts | exact match % | 95 % interval | against K, points | " + " | ".join(f"{s} steps" for s in steps)
-    fixed = [head + " |", "|---" * (4 + len(steps)) + "|"]
-    for r in results["fixed"]:
-        cells = [str(r["experts"]), f"{100 * r['accuracy']:.1f}", f"{100 * r['low']:.1f} to {100 * r['high']:.1f}"]
-        cells += ["" if r["experts"] == 8 else points(r), *(f"{100 * share:.0f}" for share in r["by_steps"].values())]
-        fixed.append("| " + " | ".join(cells) + " |")
-    mobile = [
-        "| γ | exact match % | 95 % interval | against K, points | fallback % | of it wording % "
-        "| precision % by layer |",
-        "|---" * 7 + "|",
-    ]
-    for r in results["mobile"]:
-        mobile.append(
-            f"| {r['gamma']} | {100 * r['accuracy']:.1f} | {100 * r['low']:.1f} to {100 * r['high']:.1f} | {points(r)} "
-            f"| {100 * r['fallback_ratio']:.1f} | {100 * r['wording'] / max(1, r['fell_back']):.0f} "
-            f"| {percent(r['precision'])} |"
-        )
-    stages = [f"- from {line['tokens'] / 1e6:.1f} million tokens: {line['stage']}" for line in log if "stage" in line]
-    last, entropy = log[-1], [line["router_entropy"] for line in log if "router_entropy" in line][-1]
-    return words.format(
-        **{key: results[key] for key in ("n", "split", "seed", "dtype", "device", "threads")},
-        minutes=f"{results['seconds'] / 60:.0f}", megabytes=f"{results['bytes'] / 1e6:.1f}",
-        parameters=f"{results['parameters'] / 1e6:.1f}", fixed="\n".join(fixed), mobile="\n".join(mobile),
-        versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
-        tokens=f"{last['tokens'] / 1e6:.1f}", steps=f"{last['step']:,}", training=f"{last['seconds'] / 60:.0f}",
-        stages="\n".join(stages), entropy=f"{entropy:.2f}", even=f"{math.log(64):.2f}",
-        best=percent(results["router"]["best"]), chosen=percent(results["router"]["chosen"]),
-    )  # fmt: skip
-
-
 def main() -> None:
     """Measure unless told not to, then render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "data" / "tiny-olmoe", help="folder of the model")
-    parser.add_argument("--n", type=int, default=2000, help="problems (default: 2000)")
+    parser.add_argument("models", nargs="*", help="which models (default: all that are in the data folder)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the models (default: data)")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "card", help="folder of what is measured so far")
+    parser.add_argument("--n", type=int, default=2000, help="problems for K, K/2 and gamma 0.7 (default: 2000)")
+    parser.add_argument("--functions", type=int, default=2000, help="as many of the functions (default: 2000)")
+    parser.add_argument("--fewer", type=int, default=400, help="problems for the other lines (default: 400)")
+    parser.add_argument("--batch", type=int, default=128, help="texts at once (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the problems (default: 0)")
     parser.add_argument("--split", default="test", choices=tasks.SPLITS, help="split (default: test)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--render", action="store_true", help="do not measure, only write README.md from results.json")
+    parser.add_argument("--render", action="store_true", help="do not measure, only write the cards from the results")
     options = parser.parse_args()
-    path = options.model / "results.json"
-    if not options.render:
-        path.write_text(json.dumps(measured(options), indent=1) + "\n")
-    log = [json.loads(line) for line in (options.model / "training_log.jsonl").read_text().splitlines()]
-    text = render(json.loads(path.read_text()), log, (HERE / "card.md").read_text())
-    (options.model / "README.md").write_text(text)
+    torch.set_num_threads(options.threads)
+    there = [name for name in models.MODELS if (options.data / name / "model.safetensors").exists()]
+    for name in [] if options.render else options.models or there:
+        path = options.data / name / "results.json"
+        path.write_text(json.dumps(measured(name, options), indent=1) + "\n", encoding="utf-8")
+    cards.write(options.data, [name for name in there if (options.data / name / "results.json").exists()])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Train the shipped OLMoE-shaped model on the word problems and export it in Hugging Face format.
+"""Train one of the shipped models on both tasks, half of the problems each, and export it in Hugging Face format.
 
-    python data/recipes/train.py --tokens 8000000
+    python data/recipes/train.py tiny-olmoe --tokens 12000000
+    python data/recipes/train.py tiny-qwen2-moe --init data/tiny-olmoe --muon 0.015 --adam 0.002 --tokens 4000000
 
-The run is cut into steps of about 4,000 tokens; Muon moves the matrices, AdamW the rest, the learning rate warms up,
-stays and decays to zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): a router left alone
-puts its mass on one expert and then half or a quarter of the experts lose nothing. A run that was interrupted
-continues from its last checkpoint.
+A step has about 6,000 tokens; Muon moves the matrices, AdamW the rest, the learning rate warms up, stays and decays to
+zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): a router left alone puts its mass on one
+expert and then half or a quarter of the experts lose nothing. A run that was interrupted continues from its last
+checkpoint. --init starts from the weights of a trained OLMoE, also where the architecture is another one.
 
-The shipped file: one thread of a 2-core Intel Xeon (AVX-512, AMX) that other work shared, 12.0 million tokens, 70
-minutes, seed 0, torch 2.13. It was not made in one piece: 7.0 million tokens on harder stories (--tokens 7000000
---batch 6144), then on with those weights and --muon 0.015 --adam 0.002 on two simpler versions of them, of which the
-last 1.2 million tokens were on the stories of this repository. The card names the stages; the first two generators are
-not kept here, so this script makes a model of the same kind from the start, not the same bytes.
+The shipped files: one thread of a 2-core Intel Xeon (AVX-512, AMX) that other work shared, seed 0, torch 2.13, about
+2,500 to 4,000 tokens a second. None was made in one piece; each model's card names its stages. So this script makes
+models of the same kind from the start, not the same bytes.
 """
 
 from __future__ import annotations
@@ -32,14 +31,16 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import batches  # noqa: E402
 import experts  # noqa: E402
 import measure  # noqa: E402
-import olmoe  # noqa: E402
+import models  # noqa: E402
+import start  # noqa: E402
 import torch  # noqa: E402
 import vocabulary  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
-from transformers import OlmoeForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from mobile_nb.analysis import tasks  # noqa: E402
+from mobile_nb.analysis.evaluate import evaluate  # noqa: E402
 
 QUESTION_WEIGHT = 0.1
 
@@ -47,26 +48,33 @@ QUESTION_WEIGHT = 0.1
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny-olmoe", help="folder of the exported model")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "tiny-olmoe", help="folder of checkpoints and log")
+    parser.add_argument("model", nargs="?", default="tiny-olmoe", choices=models.MODELS, help="which (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the exported model (default: data/MODEL)")
+    parser.add_argument("--run", type=Path, help="folder of checkpoints and log (default: runs/MODEL)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=int, default=8_000_000, help="tokens to train on (default: 8 million)")
     budget.add_argument("--minutes", type=float, help="minutes to train for instead; then a rerun is not bit-equal")
-    parser.add_argument("--batch", type=int, default=4096, help="tokens a step (default: 4096)")
+    parser.add_argument("--batch", type=int, default=6144, help="tokens a step (default: 6144)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the problems (default: 0)")
     parser.add_argument("--muon", type=float, default=0.02, help="learning rate of the matrices (default: 0.02)")
     parser.add_argument("--adam", type=float, default=3e-3, help="learning rate of the rest (default: 0.003)")
     parser.add_argument("--router", type=float, default=0.1, help="factor on the router's learning rate (default: 0.1)")
     parser.add_argument("--entropy", type=float, default=0.02, help="bonus on the router's entropy (default: 0.02)")
     parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balance loss (default: 0.01)")
+    parser.add_argument("--smoothing", type=float, default=0.05, help="label smoothing (default: 0.05)")
+    parser.add_argument("--little", type=float, default=0.0, help="share of steps that run K/2 experts (default: 0)")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default: 180)")
     parser.add_argument("--check-every", type=int, default=1_500_000, help="tokens between checks and exports")
     parser.add_argument("--check-problems", type=int, default=200, help="validation problems a check (default: 200)")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights (nothing else) a new run starts from")
+    parser.add_argument("--init", type=Path, help="folder of a trained model whose weights a new run starts from")
+    parser.add_argument("--stage", help="words about this run, for its log and the card")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing from a checkpoint")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out or ROOT / "data" / options.model
+    options.run = options.run or ROOT / "runs" / options.model
+    return options
 
 
 def save(path: Path, write) -> None:
@@ -81,11 +89,12 @@ def export(model, tokenizer, log: Path, out: Path) -> None:
     """Write weights in bfloat16, configuration, tokenizer and log into `out`, each file moved into place whole."""
     beside = out.with_name(out.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
-    plain = OlmoeForCausalLM(model.config)
+    plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict({name: value.detach().cpu() for name, value in model.state_dict().items()})
     plain.to(torch.bfloat16).save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     settings = json.loads((beside / "tokenizer_config.json").read_text())
+    settings = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only")}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version knows
     (beside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(log, beside / "training_log.jsonl")
@@ -100,14 +109,14 @@ class Trainer:
     """Everything that a checkpoint holds, and the loop over batches."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.tokenizer = options, vocabulary.build()
-        self.model = olmoe.build_model(self.tokenizer, options.seed).to(options.device)
+        self.options, self.tokenizer = options, self._tokenizer(options.run / "tokenizer")
+        self.model = models.build_model(options.model, self.tokenizer, options.seed).to(options.device)
         self.model.set_attn_implementation("eager" if options.device == "cpu" else "sdpa")
         self.fast = experts.install() if options.device == "cpu" else "grouped_mm"
-        self.optimizers = olmoe.optimizers(self.model, options.muon, options.adam, options.router)
+        self.optimizers = models.optimizers(self.model, options.muon, options.adam, options.router)
         self.step, self.tokens, self.seconds, self.place = 0, 0, 0.0, None
         self.routing: list[Tensor] = []
-        for router in measure.routers(self.model):
+        for router in models.routers(self.model):
             router.register_forward_hook(lambda _m, _i, output: self.routing.append(output[0]))
         self.log = options.run / "log.jsonl"
         self.checkpoint = options.run / "checkpoint.pt"
@@ -115,9 +124,16 @@ class Trainer:
             self._load()
         else:
             if options.init:
-                kept = torch.load(options.init, map_location=options.device, weights_only=True)
-                self.model.load_state_dict(kept["model"])
+                start.start(self.model, self.tokenizer, options.init)
             save(self.log, lambda path: path.write_text(""))
+            if options.stage:
+                self.note(stage=options.stage)
+
+    @staticmethod
+    def _tokenizer(kept: Path) -> PreTrainedTokenizerFast:
+        if not kept.exists():  # it takes a while to collect the words, and they are the same each time
+            vocabulary.build().save_pretrained(kept)
+        return PreTrainedTokenizerFast.from_pretrained(kept)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.options.device, weights_only=True)
@@ -156,11 +172,12 @@ class Trainer:
         """One update; returns the language loss and the router entropy."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * olmoe.rate(self.progress())
+                group["lr"] = group["peak"] * models.rate(self.progress())
         self.routing.clear()
+        models.choose_count(self.model, self.options.little, f"{self.options.seed}/{self.step}")
         with torch.autocast(self.options.device, dtype=torch.bfloat16):
             logits = self.model(input_ids=batch.ids, use_cache=False).logits
-        language, balance, entropy = olmoe.losses(self.model, logits, self.routing, batch)
+        language, balance, entropy = models.losses(self.model, logits, self.routing, batch, self.options.smoothing)
         (language + self.options.balance * balance - self.options.entropy * entropy).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -169,13 +186,15 @@ class Trainer:
         return language.item(), entropy.item()
 
     def check(self) -> dict[str, float]:
-        """Exact match on validation problems at K, K/2 and K/4 experts."""
-        problems = tasks.load("word-problems", split="validation", n=self.options.check_problems, seed=1)
+        """Share of validation problems solved at K, K/2 and K/4 experts, for each task."""
         self.model.eval().set_experts_implementation("grouped_mm")
-        found = {}
-        for count in (8, 4, 2):
-            texts = measure.solve(self.model, self.tokenizer, problems, count=count)
-            found[f"exact_match_{count}"] = measure.accuracy(problems, texts)
+        models.choose_count(self.model, 0.0, "")
+        big, found = self.model.config.num_experts_per_tok, {}
+        for name in tasks.NAMES:
+            problems = tasks.load(name, split="validation", n=self.options.check_problems, seed=1)
+            for count in (big, big // 2, max(1, big // 4)):
+                part = {"config": measure.fixed(count, big), "batch_size": 128, "progress": False}
+                found[f"{name}_{count}"] = evaluate(self.model, self.tokenizer, problems, **part).accuracy
         self.routing.clear()
         self.model.train().set_experts_implementation(self.fast)
         return found
@@ -203,7 +222,7 @@ class Trainer:
                     self.note(loss=loss, router_entropy=entropy)
                     bar.set_postfix(loss=f"{loss:.3f}", entropy=f"{entropy:.2f}", tokens=f"{self.tokens / 1e6:.2f}M")
                     sums = []
-                if not stable and self.progress() > 1 - olmoe.DECAY:
+                if not stable and self.progress() > 1 - models.DECAY:
                     stable = True
                     self.keep(options.run / "before-decay.pt")
                 if time.perf_counter() - saved > options.save_every:

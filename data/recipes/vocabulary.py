@@ -15,7 +15,6 @@ from mobile_nb.analysis import tasks
 
 CONTEXT = 512  # tokens; the models' rope context
 SPECIAL = ("<pad>", "<eos>")
-RESERVED = ("do", "together")  # words of questions about two people, which the task does not ask at present
 CODE = (
     "def return if else elif for while in not and or is None True False range len sum min max abs sorted reversed "
     "list str int enumerate zip append result total count value values item items number numbers word words text "
@@ -29,9 +28,10 @@ INDENTS = ("\n   ", "\n       ", "\n           ", "\n\n", "\n\n\n")
 def words_of_the_tasks() -> list[str]:
     """Every distinct piece, as the pre-tokenizer cuts it, that the tasks' training problems use."""
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces = {f"Ġ{word}" for word in RESERVED}
-    for problem in tasks.load("word-problems", split="train", n=6000, seed=0):
-        pieces.update(piece for piece, _ in cut.pre_tokenize_str(problem.prompt + problem.solution))
+    pieces = set()
+    for task in tasks.NAMES:
+        for problem in tasks.load(task, split="train", n=8000, seed=0):
+            pieces.update(piece for piece, _ in cut.pre_tokenize_str(problem.prompt + problem.solution))
     return sorted(pieces)
 
 
