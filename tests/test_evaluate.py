@@ -188,7 +188,7 @@ def test_mistakes_get_a_sentence(shipped):
 @pytest.mark.parametrize("slots", [[], ["--slots", "16"]])
 def test_the_command_prints_and_keeps_numbers(slots, tmp_path, capsys):
     path = tmp_path / "numbers.json"
-    command = ["evaluate", "--n", "2", "--gamma", "0.7", "--max-new-tokens", "8", "--json", str(path), *slots]
+    command = ["evaluate", "--n", "2", "--gamma", "0.7", "--max-new-tokens", "24", "--json", str(path), *slots]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "all K below 0.7" in said
