@@ -14,7 +14,7 @@ from mobile_nb.__main__ import main
 from mobile_nb.analysis import tasks
 from mobile_nb.analysis.evaluate import wilson
 from mobile_nb.model.tiny import random_model
-from mobile_nb.policies import Always, Drop, Fraction, Never
+from mobile_nb.policies import Always, Drop, Fraction, Never, TargetFallback
 from mobile_nb.runtime.batch import installed
 
 ARCHITECTURES = ("olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "mixtral")
@@ -63,7 +63,13 @@ def test_each_row_of_a_batch_is_written_as_if_it_were_alone(model, data):
 
 
 @pytest.mark.parametrize(
-    "config", [systems.big(), systems.little(), systems.mobile(0.5, fraction=0.25, count=Fraction(0.5, over=1.0))]
+    "config",
+    [
+        systems.big(),
+        systems.little(),
+        systems.mobile(0.5, fraction=0.25, count=Fraction(0.5, over=1.0)),
+        systems.mobile(keep=TargetFallback(0.5, start=0)),  # decides by what the same row wrote before
+    ],
 )
 def test_other_systems_write_the_same_in_batches_too(model, config):
     prompts = [[5, 6, 7], [9, 8, 7, 6, 5, 4]]
@@ -71,9 +77,9 @@ def test_other_systems_write_the_same_in_batches_too(model, config):
         rows = decoder.write(padded(prompts), max_new_tokens=NEW, eos_token_id=99)
     with mobile_nb.offload(model, config) as engine:
         for prompt, row in zip(prompts, rows, strict=True):
-            assert (
-                row.token_ids == engine.generate(prompt, max_new_tokens=NEW, eos_token_id=99, do_sample=False).token_ids
-            )
+            steps = engine.generate(prompt, max_new_tokens=NEW, eos_token_id=99, do_sample=False).steps
+            assert row.token_ids == [s.token_id for s in steps]
+            assert row.fell_back == [s.fell_back for s in steps]
 
 
 def test_all_k_is_what_transformers_writes(model):

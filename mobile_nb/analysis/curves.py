@@ -10,11 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..memory.scheduler import COUNTERS
-from ..memory.script import Script
 from ..policies import LRU, Nothing
 from ..policies.evict import Evict
 from ..runtime.config import MobileConfig
-from ..runtime.layout import layout
+from ..runtime.layout import costed, layout
 from ..runtime.replay import COMPILED
 from ..runtime.tape import Tape
 from ..trace import Trace
@@ -60,13 +59,10 @@ def hit_curve(trace: Trace, evict: Evict | None = None, slots=None, *, config: M
 
 
 def _played(tape: Tape, laid: dict, slots: int, leaves: int) -> float:
-    """Hit rate of one size: nothing is prefetched, so time decides nothing, and all of it is left at zero."""
+    """Hit rate of one size: nothing is prefetched, so time decides nothing."""
     from ..memory.compiled import play
 
-    rest = {name: value for name, value in laid.items() if name not in ("amounts", "tokens")}
-    passes = len(laid["tokens"][1])
-    script = Script(asked_s=np.zeros(len(laid["asked"])), layer_s=np.zeros(passes), head_s=np.zeros(passes), **rest)
-    counts = play(script, tape.layers, tape.experts, slots, 1.0, leaves).counts
+    counts = play(costed(laid, None), tape.layers, tape.experts, slots, 1.0, leaves).counts
     hits, requests = (counts[:, COUNTERS.index(name)].sum() for name in ("hits", "requests"))
     return float(hits / max(1, requests))
 

@@ -22,6 +22,7 @@ from ..model.experts import best
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .decode import Evidence
+from .facts import decided
 from .rollback import Rollback
 
 
@@ -144,10 +145,10 @@ class BatchDecoder:
                 return input_ids
             keywords = self.model._update_model_kwargs_for_generation(outputs, keywords, is_encoder_decoder=False)
             inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **keywords)
-            outputs, confidences, fell_back = self._token(inputs, alive, rollback)
+            outputs, confidences, fell_back = self._token(inputs, alive, rollback, rows)
             logits = outputs.logits[:, -1].float()
 
-    def _token(self, inputs: dict, alive, rollback: Rollback | None):
+    def _token(self, inputs: dict, alive, rollback: Rollback | None, rows: list[Row]):
         """One position of every row: the little pass and, for the rows whose token is not kept, the big one."""
         if rollback is None:
             self._modes([BIG] * len(alive))
@@ -156,10 +157,11 @@ class BatchDecoder:
         self._modes([LITTLE] * len(alive))
         rollback.remember()
         outputs = self.model(**inputs, return_dict=True)
-        evidence = [Evidence(row) for row in outputs.logits[:, -1]]
+        past = [row.confidences[1:] for row in rows]  # the first token came from the prompt pass
+        evidence = [Evidence(of, before) for of, before in zip(outputs.logits[:, -1], past, strict=True)]
         confidences = [each.max_probability for each in evidence]
         keep = self.config.keep
-        evicted = [bool(on) and not keep.keep(each) for on, each in zip(alive.tolist(), evidence, strict=True)]
+        evicted = [on and not decided(keep, each) for on, each in zip(alive.tolist(), evidence, strict=True)]
         if any(evicted):
             again = torch.tensor(evicted, device=alive.device)
             little = [layer.seen[again] for layer in self.experts]

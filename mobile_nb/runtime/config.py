@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from ..costs import Costs
 from ..hardware import Geometry
 from ..policies import LRU, Always, Full, Nothing, TopK, Wait
 from ..policies.count import Count
@@ -96,6 +97,23 @@ def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb
     return min(slots, experts), f"{min(slots, experts)} of {experts} experts a layer, {why}"
 
 
+def conditions(config: MobileConfig, costs: Costs, slots: int, chosen: str) -> dict:
+    """What every number of a simulated trace depends on, beside the model."""
+    return {
+        "time": f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}",
+        "measured": False,
+        "hardware": costs.hardware.name,
+        "geometry": costs.geometry.name,
+        "system": repr(config),
+        "questions": {question: repr(getattr(config, question)) for question in QUESTIONS},
+        "hardware_rates": asdict(costs.hardware),
+        "geometry_sizes": asdict(costs.geometry),
+        "slots": slots,
+        "slots_chosen": chosen,
+        "expert_bytes": costs.expert_bytes,
+    }
+
+
 def found(kind: type, given, by_name):
     """`given` itself where it is one of its kind, or what its name stands for."""
     one = by_name(given) if isinstance(given, str) else given
@@ -104,4 +122,4 @@ def found(kind: type, given, by_name):
     return one
 
 
-__all__ = ["MobileConfig", "choose_slots", "found"]
+__all__ = ["MobileConfig", "choose_slots", "conditions", "found"]

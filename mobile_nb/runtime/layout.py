@@ -57,13 +57,14 @@ def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.n
     return asked_at, asked, amounts
 
 
-def costed(layout: dict, costs: Costs) -> Script:
-    """A script from its layout: seconds for tokens."""
+def costed(layout: dict, costs: Costs | None) -> Script:
+    """A script from its layout: seconds for tokens; without costs, where time decides nothing, no seconds."""
     rest = {name: value for name, value in layout.items() if name not in ("amounts", "tokens")}
+    expert_s, layer_s, head_s = (costs.expert_s, costs.layer_s, costs.head_s) if costs else [lambda tokens: 0.0] * 3
     return Script(
-        asked_s=_by_value(layout["amounts"], costs.expert_s),
-        layer_s=_by_value(layout["tokens"], costs.layer_s),
-        head_s=_by_value(layout["tokens"], costs.head_s),
+        asked_s=_by_value(layout["amounts"], expert_s),
+        layer_s=_by_value(layout["tokens"], layer_s),
+        head_s=_by_value(layout["tokens"], head_s),
         **rest,
     )
 

@@ -9,7 +9,6 @@ with offload(model, systems.mobile(slots=16), tokenizer=tokenizer) as engine:
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
 
 import torch
 
@@ -22,7 +21,7 @@ from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
 from ..trace import Trace
 from ..vocabulary import MobileError, number
-from .config import QUESTIONS, MobileConfig, choose_slots, found
+from .config import MobileConfig, choose_slots, conditions, found
 from .engine import Engine
 from .serve import Server
 
@@ -94,10 +93,8 @@ def offload(
     try:
         server.install()
         model.eval()
-        conditions = _conditions(model, config, costs, slots, chosen, server) | (
-            _FILES if files and not simulate else {}
-        )
-        engine = Engine(model, server, tokenizer=tokenizer, trace=Trace(conditions), slots=slots)
+        about = _conditions(model, config, costs, slots, chosen, server) | (_FILES if files and not simulate else {})
+        engine = Engine(model, server, tokenizer=tokenizer, trace=Trace(about), slots=slots)
         yield engine
     finally:
         if engine is not None:
@@ -109,26 +106,15 @@ def offload(
 
 def _conditions(model, config, costs: Costs, slots: int, chosen: str, server: Server) -> dict:
     """What every number of the trace depends on."""
-    measured = server.link.clock.measured
-    time = "measured" if measured else f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}"
-    return {
-        "time": time,
-        "measured": measured,
-        "hardware": costs.hardware.name,
-        "geometry": costs.geometry.name,
+    layer = server.layers[0]
+    about = conditions(config, costs, slots, chosen) | {
         "model": type(model).__name__,
-        "system": repr(config),
-        "questions": {question: repr(getattr(config, question)) for question in QUESTIONS},
-        "hardware_rates": asdict(costs.hardware),
-        "geometry_sizes": asdict(costs.geometry),
         "layers": len(server.layers),
-        "experts": server.layers[0].num_experts,
-        "top_k": server.layers[0].top_k,
-        "slots": slots,
-        "slots_chosen": chosen,
-        "expert_bytes": costs.expert_bytes,
+        "experts": layer.num_experts,
+        "top_k": layer.top_k,
         "page_locked": all(arena.pinned for arena in server.arenas),
     }
+    return about | ({"time": "measured", "measured": True} if server.link.clock.measured else {})
 
 
 __all__ = ["offload"]

@@ -8,7 +8,7 @@ run gives its own numbers, to the last bit.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..memory.script import Played, interpret
 from ..policies import LFU, LRU, Belady
 from ..trace import Copy, Trace
 from ..vocabulary import PROMPT, MobileError
-from .config import QUESTIONS, MobileConfig, choose_slots, found
+from .config import MobileConfig, choose_slots, conditions, found
 from .layout import costed, layout
 from .tape import Selection, Tape
 
@@ -150,27 +150,10 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
         link = SimulatedLink(VirtualClock(), tape.layers, slots, costs.fetch_s)
         cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
         played = interpret(script, Scheduler(cache, link, record=record))
-    return Replay(
-        tape,
-        selection,
-        played,
-        about
-        | {
-            "time": f"simulated on {hardware.name}, timed as {geometry.name}, replayed",
-            "measured": False,
-            "exact": selection.exact,
-            "hardware": hardware.name,
-            "geometry": geometry.name,
-            "system": repr(config),
-            "questions": {question: repr(getattr(config, question)) for question in QUESTIONS},
-            "hardware_rates": asdict(hardware),
-            "geometry_sizes": asdict(geometry),
-            "slots": slots,
-            "slots_chosen": chosen,
-            "expert_bytes": costs.expert_bytes,
-        },
-        getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan,
-    )
+    about = about | conditions(config, costs, slots, chosen) | {"exact": selection.exact}
+    about["time"] += ", replayed"
+    gamma = getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan
+    return Replay(tape, selection, played, about, gamma)
 
 
 def machine_of(about: dict, hardware: Hardware | str | None) -> Hardware:

@@ -136,8 +136,7 @@ def _played(traces, marks, points, todo, executor, progress: bool):
     from tqdm.auto import tqdm
 
     def group(i: int):
-        config = points[i]["config"]
-        return points[i]["trace"], repr((config.count, config.keep, config.prefetch, config.miss, config.codec))
+        return points[i]["trace"], _laid_by(points[i]["config"])
 
     chunks = []
     for _, some in itertools.groupby(sorted(todo, key=group), key=group):
@@ -187,9 +186,14 @@ def _remote(mark: str, sent: bytes, points: list[dict]) -> list[dict]:
     return _rows(tape, points)
 
 
+def _laid_by(config: MobileConfig) -> str:
+    """All of a config that its layout depends on: all but slots and eviction."""
+    return repr((config.count, config.keep, config.prefetch, config.miss, config.codec))
+
+
 def _laid(tape: Tape, config: MobileConfig):
     """Selection and layout of a group; the tape keeps those of the last one, because its chunks come in a row."""
-    group = repr((config.count, config.keep, config.prefetch, config.miss, config.codec))
+    group = _laid_by(config)
     if tape.last is None or tape.last[0] != group:
         selection = tape.select(config)
         tape.last = group, selection, layout(tape, selection, config)
@@ -197,7 +201,7 @@ def _laid(tape: Tape, config: MobileConfig):
 
 
 def _rows(tape: Tape, points: list[dict]) -> list[dict]:
-    """The rows of points that share count, keep and prefetch."""
+    """The rows of points that are laid out alike."""
     selection, laid = _laid(tape, points[0]["config"])
     rows = []
     for point in points:

@@ -133,15 +133,8 @@ class Tape:
                 continue
             kept = decided(config.keep, Recorded(done.confidence, past))
             past.append(done.confidence)
-            rewritten = (
-                after is not None
-                and after.mode == BIG
-                and (after.request, after.step)
-                == (
-                    done.request,
-                    done.step,
-                )
-            )
+            place = done.request, done.step
+            rewritten = after is not None and after.mode == BIG and (after.request, after.step) == place
             lacking += not kept and not rewritten
             index.append(i)
             wrote.append(kept)
