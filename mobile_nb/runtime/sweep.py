@@ -158,20 +158,29 @@ def _played(traces, marks, points, todo, executor, progress: bool):
             name = points[chunk[0]]["trace"]
             work = [{key: points[i].get(key) for key in ("config", "hardware", "geometry", "values")} for i in chunk]
             waiting[executor.submit(_remote, marks[name], sent[name], work)] = chunk
+        failure = None
         try:
             for done in as_completed(waiting):
-                try:
-                    rows = done.result()
-                except BrokenExecutor as problem:
-                    raise MobileError(
-                        "a process of the sweep died; a policy that is defined in a notebook does not reach other "
-                        "processes: put it into a module, or sweep without executor."
-                    ) from problem
-                yield waiting[done], rows
-                bar.update(len(waiting[done]))
+                if done.cancelled():
+                    continue
+                problem = done.exception()
+                if problem is None:
+                    yield waiting[done], done.result()
+                    bar.update(len(waiting[done]))
+                elif failure is None:  # nothing new starts, and what is done or under way is still kept
+                    failure = problem
+                    for future in waiting:
+                        future.cancel()
         finally:
             for future in waiting:
                 future.cancel()
+        if isinstance(failure, BrokenExecutor):
+            raise MobileError(
+                "a process of the sweep died; a policy that is defined in a notebook does not reach other "
+                "processes: put it into a module, or sweep without executor."
+            ) from failure
+        if failure is not None:
+            raise failure
 
 
 _TAPES: dict[str, Tape] = {}  # what this worker unpacked, by fingerprint: chunks of one trace come in a row
