@@ -3,10 +3,14 @@
 import re
 import subprocess
 import sys
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mobile_nb.analysis import tasks
+from mobile_nb.analysis.function_parts import operations
 
 STEP = re.compile(r"(\d+(?: [-+*/] \d+)+) = (\d+)")
 APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
@@ -32,7 +36,7 @@ def asked(problem):
     if " need?" in question or ("coins does" in question and " gets " in problem.solution):
         return chain(problem)[-1][1]
     name = re.search(r"does (\w+) have\?", question).group(1)
-    found = re.findall(rf" {name} has [-+*/ 0-9]+ = (\d+)", problem.solution)
+    found = re.findall(rf" {name} (?:has|owns|keeps) [-+*/ 0-9]+ = (\d+)", problem.solution)
     item = re.search(r"How many (\w+)", question).group(1)
     return (found or re.findall(rf"{name} has (\d+) {item}\.", problem.prompt))[-1]
 
@@ -155,3 +159,34 @@ def test_only_the_opening_word_of_a_step_is_free(problems):
 def test_a_wrong_argument_gets_a_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         tasks.load(**arguments)
+
+
+SAID = (
+    (r"plus (.+)|increased by (.+)", lambda v, k: v + k),
+    (r"minus (.+)|decreased by (.+)", lambda v, k: v - k),
+    (r"multiplied by (\d+)|times (\d+)", lambda v, k: v * k),
+    (r"divided by (.+)", lambda v, k: v // k),
+    (r"modulo (.+)", lambda v, k: v % k),
+    (r"at least (.+)|raised to (.+) if below", max),
+    (r"at most (.+)|cut to (.+) if above", min),
+    (r"taken from (.+)", lambda v, k: k - v),
+)
+
+
+def told(words, value):
+    """What the words of some operations, one after the other, make of a value."""
+    for said in words.split(" then "):
+        number, apply = next(
+            (next(filter(None, found.groups())), apply)
+            for pattern, apply in SAID
+            if (found := re.fullmatch(pattern, said))
+        )
+        first, _, second = number.partition(" times ")
+        value = apply(value, int(first) * int(second or 1))
+    return value
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 4), value=st.integers(-50, 99))
+def test_the_code_of_several_operations_does_what_their_words_say(seed, count, value):
+    code, words = operations(Random(seed), "x", count)
+    assert eval(code, {"x": value, "max": max, "min": min}) == told(words, value), (code, words)

@@ -40,9 +40,11 @@ from mobile_nb.model.load import load  # noqa: E402
 
 GAMMAS = (0.7, 0.5, 0.6, 0.8, 0.9)  # the paper's first, on more problems
 FREE = {  # tokens that can stand where the wording is free
-    "word-problems": (" So", " Then", " Now"),
-    "small-functions": ("x", "n", "v", " x", " n", " v", " return", " total", " result", " [", " []", " sum", " 0"),
-}
+    "word-problems": (" So", " Then", " Now", " has", " owns", " keeps"),
+    "small-functions": (
+        "x", "n", "v", " x", " n", " v", " return", " total", " result", " [", " []", " sum", " 0", " (", " a", " b",
+    ),
+}  # fmt: skip
 
 
 def counts(top_k: int) -> list[int]:

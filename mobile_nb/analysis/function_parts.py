@@ -42,6 +42,14 @@ def worked_out(spec: str) -> list[str]:
     return [f"    assert {a} * {b} == {a * b}" for a, b in found]
 
 
+def _either_way(rng: Random, code: str) -> str:
+    """A comparison with its sides as they are or exchanged."""
+    found = re.fullmatch(r"(\w+) ([<>]) (\d+)", code)
+    if found is None or rng.random() < 0.5:
+        return code
+    return f"{found[3]} {'<' if found[2] == '>' else '>'} {found[1]}"
+
+
 def conditions(rng: Random, name: str, count: int) -> tuple[str, str]:
     """Code and words of up to two conditions."""
     code, words = _condition(rng, name)
@@ -49,31 +57,36 @@ def conditions(rng: Random, name: str, count: int) -> tuple[str, str]:
         other, said = _condition(rng, name)
         if other.split()[1:3] != code.split()[1:3]:
             joint = rng.choice(("and", "or"))
-            return f"{code} {joint} {other}", f"{words} {joint} {said}"
-    return code, words
+            return f"{_either_way(rng, code)} {joint} {_either_way(rng, other)}", f"{words} {joint} {said}"
+    return _either_way(rng, code), words
 
 
 def _operation(rng: Random, before: str) -> tuple[str, str]:
     """Code and words of one operation on what the code `before` gives."""
-    name = before if before.isidentifier() or before.endswith(")") else f"({before})"
+    called = before.endswith(")") and before.split("(")[0] in ("max", "min", "len", "s.count")
+    name = before if before.isidentifier() or called else f"({before})"
     k, m = rng.randint(2, 60), rng.randint(2, 9)
     kind = rng.randrange(8)
     if kind == 0:
-        return f"{name} + {k}", f"{rng.choice(('plus', 'increased by'))} {constant(rng, k)}"
+        return rng.choice(
+            (f"{name} + {k}", f"{k} + {name}")
+        ), f"{rng.choice(('plus', 'increased by'))} {constant(rng, k)}"
     if kind == 1:
         return f"{name} - {k}", f"{rng.choice(('minus', 'decreased by'))} {constant(rng, k)}"
     if kind == 2:
-        return f"{name} * {m}", rng.choice((f"times {m}", f"multiplied by {m}"))
+        return rng.choice((f"{name} * {m}", f"{m} * {name}")), rng.choice((f"times {m}", f"multiplied by {m}"))
     if kind == 3:
         return f"{name} // {m}", f"divided by {m}"
     if kind == 4:
         return f"{name} % {k}", f"modulo {constant(rng, k)}"
     if kind == 5:
-        return f"max({before}, {k})", rng.choice(
+        return rng.choice((f"max({before}, {k})", f"max({k}, {before})")), rng.choice(
             (f"at least {constant(rng, k)}", f"raised to {constant(rng, k)} if below")
         )
     if kind == 6:
-        return f"min({before}, {k})", rng.choice((f"at most {constant(rng, k)}", f"cut to {constant(rng, k)} if above"))
+        return rng.choice((f"min({before}, {k})", f"min({k}, {before})")), rng.choice(
+            (f"at most {constant(rng, k)}", f"cut to {constant(rng, k)} if above")
+        )
     return f"{k} - {name}", f"taken from {constant(rng, k)}"
 
 

@@ -2,8 +2,8 @@
 
 Four families: a number from a list, a list from a list, a number from two numbers, a string or number from a string.
 Each is put together from conditions, operations and a way to collect, so that there are millions of different ones. The
-code follows from the specification but for two free choices, drawn uniformly: the name of the variable that runs over a
-list or string, and whether a loop or one expression does the work.
+code follows from the specification but for free choices, drawn uniformly: the name of the variable that runs over a
+list, whether a loop or one expression does the work, and which side of +, *, <, max and min comes first.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
     True
 
 "word-problems" is the offline stand-in for GSM8K: stories of several arithmetic steps over the numbers 0 to 99, worked
-out step by step. One word in the working of each step is free by design ("So", "Then" or "Now", drawn uniformly), which
-no model of any size can predict; everything else follows from the problem. "small-functions" is the stand-in for
-HumanEval: a one-line specification becomes a short Python function, which hidden tests are run on; the name of a
-variable and whether a loop is written out are free. "gsm8k" and "humaneval" are the real ones, where a hub or a local
-copy is at hand.
+out step by step. Two words in the working of each step are free by design, drawn uniformly, and no model of any size
+can predict them; everything else follows from the problem. "small-functions" is the stand-in for HumanEval: a one-line
+specification becomes a short Python function, which hidden tests are run on; the name of a variable, whether a loop is
+written out and which side of a sum comes first are free. "gsm8k" and "humaneval" are the real ones, where a hub or a
+local copy is at hand.
 
 The splits are disjoint by construction: a hash of the chain of equations that solves a story, or of what a function
 returns for fixed arguments, decides the split. So no test problem has a chain, or a behaviour, that occurs in training.

@@ -2,8 +2,8 @@
 
 Somebody has some of one kind of thing. Sentences change how many, once or twice at a time, asides distract, the story
 may move on to somebody who is compared with the last one, and a question ends it. The working keeps the books: each
-change in the order of the story, then what the question adds. It is a function of the story but for one free choice:
-each line opens with "So", "Then" or "Now", drawn uniformly.
+change in the order of the story, then what the question adds. It is a function of the story but for two free choices
+a line, drawn uniformly: "So", "Then" or "Now" opens it, and somebody "has", "owns" or "keeps" the things.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _ITEMS = (
     "candles flowers stickers marbles buttons ribbons"
 ).split()
 _OPENERS = ("So", "Then", "Now")
+_VERBS = ("has", "owns", "keeps")
 _GAIN = (
     "{a} buys {k} more {item}.",
     "{a} finds {k} {item}.",
@@ -110,7 +111,7 @@ class _Story:
         return result
 
     def hold(self, who: str, *terms: int | str) -> None:
-        self.held = {who: self.work(f"{who} has", *terms)}
+        self.held = {who: self.work(f"{who} {self.rng.choice(_VERBS)}", *terms)}
 
 
 def _change(story: _Story, who: str) -> bool:
