@@ -42,7 +42,8 @@ GAMMAS = (0.7, 0.5, 0.6, 0.8, 0.9)  # the paper's first, on more problems
 FREE = {  # tokens that can stand where the wording is free
     "word-problems": (" So", " Then", " Now", " has", " owns", " keeps"),
     "small-functions": (
-        "x", "n", "v", " x", " n", " v", " return", " total", " result", " [", " []", " sum", " 0", " (", " a", " b",
+        "x", "n", "v", " x", " n", " v", " a", " b", " return", " total", " result", " out", " found", " s", " r", " t",
+        " [", " []", " sum", " 0", " (", " if", " elif", " else",
     ),
 }  # fmt: skip
 

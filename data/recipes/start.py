@@ -88,23 +88,25 @@ def _experts(state: State, given: State, mlp: str, scale: float) -> None:
 
 
 def start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Take over what fits from the OLMoE in `folder`."""
+    """Take over what fits from the OLMoE in `folder`, or all of a model of the same architecture."""
     source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     reader = AutoTokenizer.from_pretrained(folder)
     state, given = model.state_dict(), source.state_dict()
+    same = model.config.model_type == source.config.model_type
     for name, value in state.items():
         if name in ROWS:
             state[name] = rows(value, given[name], tokenizer.get_vocab(), reader.get_vocab())
-        elif name in given and given[name].shape == value.shape and ".mlp." not in name:
+        elif name in given and given[name].shape == value.shape and (same or ".mlp." not in name):
             state[name] = given[name]
-    same = model.config.model_type == source.config.model_type
-    size = {} if same else sizes(source, reader)
+    if same:
+        model.load_state_dict(state)
+        return
+    size = sizes(source, reader)
     # What the K weights add up to on either side: experts that are weighted more must say less.
     scale = 1 / getattr(model.config, "routed_scaling_factor", 1.0)
     if getattr(model.config, "norm_topk_prob", False):
         scale = model.config.num_experts_per_tok / 2 / source.config.num_experts
     for layer in range(source.config.num_hidden_layers):
-        if not same:
-            _attention(state, given, f"model.layers.{layer}", size)
+        _attention(state, given, f"model.layers.{layer}", size)
         _experts(state, given, f"model.layers.{layer}.mlp", scale)
     model.load_state_dict(state)

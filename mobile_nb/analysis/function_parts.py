@@ -36,10 +36,10 @@ def constant(rng: Random, value: int) -> str:
     return str(value)
 
 
-def worked_out(spec: str) -> list[str]:
+def worked_out(rng: Random, spec: str) -> list[str]:
     """Lines of code that work out the products of a specification, in their order, and are true."""
     found = [(int(a), int(b)) for a, b in re.findall(r"(\d+) times (\d+)", spec)]
-    return [f"    assert {a} * {b} == {a * b}" for a, b in found]
+    return [rng.choice((f"    assert {a} * {b} == {a * b}", f"    assert {a * b} == {a} * {b}")) for a, b in found]
 
 
 def _either_way(rng: Random, code: str) -> str:
@@ -63,7 +63,7 @@ def conditions(rng: Random, name: str, count: int) -> tuple[str, str]:
 
 def _operation(rng: Random, before: str) -> tuple[str, str]:
     """Code and words of one operation on what the code `before` gives."""
-    called = before.endswith(")") and before.split("(")[0] in ("max", "min", "len", "s.count")
+    called = re.fullmatch(r"(max|min|len|\w\.count)\(.*\)", before)
     name = before if before.isidentifier() or called else f"({before})"
     k, m = rng.randint(2, 60), rng.randint(2, 9)
     kind = rng.randrange(8)

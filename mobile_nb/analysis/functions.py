@@ -2,13 +2,15 @@
 
 Four families: a number from a list, a list from a list, a number from two numbers, a string or number from a string.
 Each is put together from conditions, operations and a way to collect, so that there are millions of different ones. The
-code follows from the specification but for free choices, drawn uniformly: the name of the variable that runs over a
-list, whether a loop or one expression does the work, and which side of +, *, <, max and min comes first.
+code follows from the specification but for free choices, drawn uniformly: names of variables, whether a loop or one
+expression does the work, whether elif and else are written where they need not be, and which side of +, *, <, ==, max
+or min comes first.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -22,6 +24,9 @@ ALLOWED = (
     "reversed round set sorted str sum tuple zip"
 ).split()
 _VARIABLES = ("x", "n", "v")
+_TOTALS = ("total", "result", "out")
+_LISTS = ("result", "found", "out")
+_STRINGS = ("s", "r", "t")
 _PROBES = 24  # calls with fixed arguments, whose results say whether two functions are the same
 _WORDS = (
     "a bee cat Dog echo fig golf Hat ink Jar kite lamp moon nest Oak pear quiz rain Sun tree up van wax yes Zoo".split()
@@ -80,22 +85,23 @@ def _collect(rng: Random) -> tuple[str, str, list[str], int]:
         "largest": rng.choice(("the largest of ", "the maximum of ")),
         "smallest": rng.choice(("the smallest of ", "the minimum of ")),
     }[how]
-    last, end = operations(rng, "total", after)
+    name = rng.choice(_TOTALS)
+    last, end = operations(rng, name, after)
     spec, end = f"Return {what}{which}{each}", f"; the result {end}" if after else ""
     condition = f" if {test}" if count else ""
     if how in ("largest", "smallest"):
         spec += rng.choice((", 0 if none", ", or 0"))
         fold = "max" if how == "largest" else "min"
-        lines = [f"    total = {fold}([{value} for {x} in xs{condition}], default=0)", f"    return {last}"]
+        lines = [f"    {name} = {fold}([{value} for {x} in xs{condition}], default=0)", f"    return {last}"]
         if not after:
             lines = [f"    return {fold}([{value} for {x} in xs{condition}], default=0)"]
     elif rng.random() < 0.5:
-        lines = ["    total = 0", f"    for {x} in xs:"]
+        lines = [f"    {name} = 0", f"    for {x} in xs:"]
         lines += [f"        if {test}:"] if count else []
-        lines += [("            " if count else "        ") + f"total += {value}", f"    return {last}"]
+        lines += [("            " if count else "        ") + f"{name} += {value}", f"    return {last}"]
     else:
         total = f"sum({value} for {x} in xs{condition})"
-        lines = [f"    total = {total}", f"    return {last}"] if after else [f"    return {total}"]
+        lines = [f"    {name} = {total}", f"    return {last}"] if after else [f"    return {total}"]
     return "xs", spec + end + ".", lines, 1 + count + ops + after
 
 
@@ -104,33 +110,33 @@ def _select(rng: Random) -> tuple[str, str, list[str], int]:
     x, count, ops = rng.choice(_VARIABLES), rng.randint(0, 2), rng.randint(0, 2)
     test, said = conditions(rng, x, count)
     value, changed = operations(rng, x, ops)
-    items = rng.choice(("items", "numbers", "values"))
+    items, name = rng.choice(("items", "numbers", "values")), rng.choice(_LISTS)
     spec = f"Return the {items} of xs" + (rng.choice((f" that are {said}", f" which are {said}")) if count else "")
     spec += rng.choice((f", each {changed}", f", each one {changed}")) if ops else ""
     if rng.random() < 0.5:
-        lines = ["    result = []", f"    for {x} in xs:"]
+        lines = [f"    {name} = []", f"    for {x} in xs:"]
         lines += [f"        if {test}:"] if count else []
-        lines += [("            " if count else "        ") + f"result.append({value})"]
+        lines += [("            " if count else "        ") + f"{name}.append({value})"]
     else:
-        lines = [f"    result = [{value} for {x} in xs" + (f" if {test}]" if count else "]")]
+        lines = [f"    {name} = [{value} for {x} in xs" + (f" if {test}]" if count else "]")]
     k, ends = rng.randint(2, 6), []
     order = (
         [],
-        [("sorted(result)", rng.choice((", sorted", ", smallest first")))],
-        [("sorted(result, reverse=True)", ", largest first")],
-        [("result[::-1]", rng.choice((", in reverse order", ", last first")))],
+        [(f"sorted({name})", rng.choice((", sorted", ", smallest first")))],
+        [(f"sorted({name}, reverse=True)", ", largest first")],
+        [(f"{name}[::-1]", rng.choice((", in reverse order", ", last first")))],
     )
     ends += rng.choice(order)
     part = (
         [],
-        [(f"result[:{k}]", rng.choice((f", only the first {k}", f", at most the first {k}")))],
-        [(f"result[{k}:]", rng.choice((f", without the first {k}", f", but not the first {k}")))],
-        [(f"result[::{k}]", rng.choice((f", every {k} places", f", in steps of {k}")))],
+        [(f"{name}[:{k}]", rng.choice((f", only the first {k}", f", at most the first {k}")))],
+        [(f"{name}[{k}:]", rng.choice((f", without the first {k}", f", but not the first {k}")))],
+        [(f"{name}[::{k}]", rng.choice((f", every {k} places", f", in steps of {k}")))],
     )
     ends += rng.choice(part)
     for code, _ in ends[:-1]:
-        lines.append(f"    result = {code}")
-    lines.append(f"    return {ends[-1][0] if ends else 'result'}")
+        lines.append(f"    {name} = {code}")
+    lines.append(f"    return {ends[-1][0] if ends else name}")
     return "xs", spec + "".join(words for _, words in ends) + ".", lines, 1 + count + ops + len(ends)
 
 
@@ -148,13 +154,14 @@ def _choose(rng: Random) -> tuple[str, str, list[str], int]:
         used += 1 + ops
         if case == cases:
             spec.append(rng.choice((f"else {said}", f"otherwise {said}")))
-            lines.append(f"    return {value}")
+            lines += rng.choice(([f"    return {value}"], ["    else:", f"        return {value}"]))
         else:
             name, other = rng.sample(("a", "b"), 2)
             pair = rng.choice(((f"{name} > {other}", f"{name} is above {other}"), None, None))
             test, told = pair or (lambda c: (c[0], f"{name} is {c[1]}"))(conditions(rng, name, rng.randint(1, 2)))
             spec.append(f"{said} if {told}")
-            lines += [f"    if {test}:", f"        return {value}"]
+            word = rng.choice(("if", "elif")) if case else "if"
+            lines += [f"    {word} {test}:", f"        return {value}"]
     return "a, b", f"Return {', '.join(spec)}.", lines, used
 
 
@@ -181,15 +188,17 @@ def _rewrite(rng: Random) -> tuple[str, str, list[str], int]:
         ("len(s)", rng.choice(("its length", "how long it is"))),
         ("len(s.split())", rng.choice(("its number of words", "how many words it has"))),
     ]
-    chosen = rng.sample(turns, rng.randint(2, 4))
-    lines = [f"    s = {code}" for code, _ in chosen]
+    chosen, name = rng.sample(turns, rng.randint(2, 4)), rng.choice(_STRINGS)
+    codes = [code if n == 0 else re.sub(r"\bs\b(?!\")", name, code) for n, (code, _) in enumerate(chosen)]
+    lines = [f"    {name} = {code}" for code in codes]
     spec = "Return s " + ", then ".join(words for _, words in chosen)
     if rng.random() < 0.4:
         end, words = rng.choice(ends)
+        end = re.sub(r"\bs\b(?!\")", name, end)
         value, said = operations(rng, end, rng.randint(0, 1))
         lines.append(f"    return {value}")
         return "s", f"{spec}, then {words}{' ' * bool(said)}{said}.", lines, len(chosen) + 1
-    lines[-1] = f"    return {chosen[-1][0]}"
+    lines[-1] = f"    return {codes[-1]}"
     return "s", f"{spec}.", lines, len(chosen)
 
 
@@ -201,7 +210,7 @@ def draft(rng: Random) -> Draft:
     while True:
         family = rng.choice(("list", "list", "numbers", "string"))
         names, spec, lines, steps = rng.choice(_FAMILIES[family])(rng)
-        notes = worked_out(spec)
+        notes = worked_out(rng, spec)
         prompt, body = f'def f({names}):\n    """{spec}"""', "".join(f"\n{line}" for line in notes + lines)
         function = call(prompt, body)
         probes = arguments(family, Random(f"probes/{family}"), _PROBES)

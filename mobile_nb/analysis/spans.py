@@ -1,0 +1,134 @@
+"""What was computed and what was copied, when: the two lanes of a simulated trace. Knows no torch.
+
+A trace holds its passes and its copies. On a virtual clock the rest follows: a layer's attention begins when the layer
+before is over, then the experts that are there are computed, then the others as they arrive (see `memory.scheduler`).
+
+Legend: T tokens of a pass · L MoE layers · K experts routed to.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..costs import Costs
+from ..hardware import Geometry, Hardware
+from ..trace import Copy, Pass, Trace
+from ..vocabulary import MobileError
+
+COLUMNS = ("request", "step", "mode", "layer", "lane", "what", "expert", "begin", "end")
+
+
+def spans(trace: Trace, *, request: int | None = None, steps=None):
+    """A row for everything that took time, in a pandas frame.
+
+    Args:
+        trace: of a live run on a simulated link, or of a replay.
+        request, steps: only the passes of this text, and of these of its tokens (a collection); None for all.
+
+    Returns:
+        Columns request, step, mode, layer (-1: after the last), lane ("compute" or "link"), what, expert (-1: none),
+        begin and end in seconds of the clock. What is "attention" (and norms, router, shared experts), "expert",
+        "wait" (for an expert that is under way) or "head" in the compute lane, "demand" or "prefetch" on the link.
+
+    Raises:
+        MobileError: the trace was measured: what was computed when is not in it.
+    """
+    import pandas as pd
+
+    about = trace.conditions
+    if not about.get("hardware_rates") or not about.get("geometry_sizes"):
+        raise MobileError(
+            "spans are worked out from a simulated run, and this trace was measured or made elsewhere: replay it, with "
+            "hardware= and geometry=."
+        )
+    costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
+    there = [dict() for _ in range(about["layers"])]  # of each layer: expert -> when its copy was over
+    wanted = None if steps is None else set(steps)
+    rows: list[tuple] = []
+    for done in trace.passes:
+        asks = (request is None or done.request == request) and (wanted is None or done.step in wanted)
+        rows += _pass(done, costs, there, asks)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame.attrs.update(about)
+    return frame
+
+
+def breakdown(rows, by: str = "layer"):
+    """Seconds of a token, by what they went to: columns attention, expert, wait and head, and transfer beside them.
+
+    The first four follow one another and add up to the token's time; transfers run beside them.
+
+    Args:
+        rows: what `spans` returned; passes of the prompt are left out.
+        by: "layer" (means over tokens, -1 for what follows the last layer) or "token" (a row a token).
+    """
+    keys = {"layer": ["layer"], "token": ["request", "step"]}
+    if by not in keys:
+        raise ValueError(f"by must be one of {', '.join(keys)}, got {by!r}.")
+    written = rows[rows["step"] > 0]
+    seconds = written["end"] - written["begin"]
+    kind = written["what"].where(written["lane"] == "compute", "transfer")
+    groups = [written[key] for key in keys[by]]
+    table = seconds.groupby([*groups, kind]).sum().unstack(fill_value=0.0)
+    table = table.reindex(columns=["attention", "expert", "wait", "head", "transfer"], fill_value=0.0)
+    if by == "layer":
+        table /= max(1, len(written[["request", "step"]].drop_duplicates()))
+    table = table.rename_axis(columns=None).reset_index()
+    table.attrs.update(rows.attrs)
+    return table
+
+
+def _pass(done: Pass, costs: Costs, there: list[dict[int, float]], asks: bool) -> list[tuple]:
+    """The rows of one pass, if it is asked for; `there` is brought up to date in any case."""
+    label, now, tokens, rows = (done.request, done.step, done.mode), done.begin, done.ids.shape[1], []
+
+    def add(layer: int, lane: str, what: str, expert: int, begin: float, end: float) -> None:
+        rows.append((*label, layer, lane, what, expert, begin, end))
+
+    for layer, ready in enumerate(there):
+        copies = [copy for copy in done.copies if copy.layer == layer]
+        _arrive(ready, [copy for copy in copies if copy.kind == "prefetch"])
+        demanded = {copy.expert: copy.end for copy in copies if copy.kind == "demand"}
+        if asks:
+            begin, now = now, now + costs.layer_s(tokens)
+            add(layer, "compute", "attention", -1, begin, now)
+            asked = [
+                (demanded.get(expert, ready.get(expert, 0.0)), amount, expert)
+                for expert, amount in _asked(done, layer, demanded)
+            ]
+            for arrival, amount, expert in sorted(asked, key=lambda each: each[0] if each[0] > now else 0.0):
+                if arrival > now:
+                    add(layer, "compute", "wait", expert, now, arrival)
+                    now = arrival
+                begin, now = now, now + costs.expert_s(amount)
+                add(layer, "compute", "expert", expert, begin, now)
+        _arrive(ready, [copy for copy in copies if copy.kind == "demand"])
+    if asks:
+        add(-1, "compute", "head", -1, now, now + costs.head_s(tokens))
+        for copy in done.copies:
+            add(copy.layer, "link", copy.kind, copy.expert, copy.begin, copy.end)
+    return rows
+
+
+def _arrive(ready: dict[int, float], copies: list[Copy]) -> None:
+    for copy in copies:
+        ready.pop(copy.evicted, None)
+        ready[copy.expert] = copy.end
+
+
+def _asked(done: Pass, layer: int, demanded: dict[int, float]) -> list[tuple[int, int]]:
+    """(expert, how many tokens it serves): those of the router's best that the layer was asked for."""
+    count = int(done.requests[layer])
+    order = np.argsort(-done.weights[layer], axis=1, kind="stable")
+    best = np.take_along_axis(done.ids[layer], order, axis=1)  # [T, K]
+    for run in range(best.shape[1], 0, -1):
+        experts, amounts = np.unique(best[:, :run], return_counts=True)
+        if len(experts) <= count:
+            break
+    pairs = dict(zip(experts.tolist(), amounts.tolist(), strict=True))
+    others = [expert for expert in demanded if expert not in pairs]  # ran in the place of one of the best
+    kept = [expert for expert in pairs if expert in demanded] + [e for e in pairs if e not in demanded]
+    return [(expert, pairs[expert]) for expert in kept[: count - len(others)]] + [(expert, 1) for expert in others]
+
+
+__all__ = ["breakdown", "spans"]
