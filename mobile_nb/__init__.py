@@ -45,6 +45,7 @@ _ROOMS = {
     "policies": ".policies",
     "tasks": ".analysis.tasks",
     "metrics": ".analysis.metrics",
+    "figures": ".view.figures",
 }
 
 __all__ = [*_HOMES, *_ROOMS]

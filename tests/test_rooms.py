@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 TOP = "the top"  # __init__ and __main__: they may import everything, and nothing imports them
 FLOORS = {
-    **dict.fromkeys(("vocabulary", "clock", "hardware", "costs", "trace", "routing", "files"), 0),
+    **dict.fromkeys(("vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "html"), 0),
     "policies": 1,
     "memory": 2,
     "model": 3,
@@ -33,9 +33,11 @@ ONLY_IN = {
     "plotly": {"view"},
     "ipywidgets": {"view"},
 }
-WITHOUT_TORCH = "tasks metrics problem real functions function_parts word_problems sandbox sandbox_child".split()
+WITHOUT_TORCH = (
+    "tasks metrics spans foresight problem real functions function_parts word_problems sandbox sandbox_child".split()
+)
 NO_TORCH_AT_ALL = tuple(f"mobile_nb.analysis.{name}" for name in WITHOUT_TORCH)
-NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "policies", TOP}
+NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "html", "policies", TOP}
 LONGEST = 250  # lines
 
 

@@ -50,7 +50,7 @@ def timeline(rows, title: str = "One token, two lanes") -> go.Figure:
     figure = go.Figure()
     lanes = draw(figure, rows)
     theme.finished(figure, title, theme.said(rows), height=190 + 46 * lanes)
-    figure.update_layout(legend={"y": -70 / (46 * lanes)}, margin={"l": 150})
+    figure.update_layout(margin={"l": 150})
     return figure
 
 

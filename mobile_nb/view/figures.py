@@ -1,0 +1,21 @@
+"""Every figure: tidy frame in, `plotly.graph_objects.Figure` out, never shown by the library."""
+
+from .ribbon import ribbon
+from .routing import alternatives, confidence, expert_map, outcomes, precision
+from .time import breakdown, timeline
+from .trade import break_even, oracle_gap, pareto, thresholds
+
+__all__ = [
+    "alternatives",
+    "break_even",
+    "breakdown",
+    "confidence",
+    "expert_map",
+    "oracle_gap",
+    "outcomes",
+    "pareto",
+    "precision",
+    "ribbon",
+    "thresholds",
+    "timeline",
+]
