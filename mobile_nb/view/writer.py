@@ -50,6 +50,7 @@ class Writer:
         """
         if self.writing:
             raise MobileError("this writer has a text under way: stop it, or wait for its end.")
+        self.wait()  # the thread of the text before may still be telling that it is over
         self._stop.clear()
         self._over.clear()
         self.error = None
