@@ -54,8 +54,18 @@ class GammaExplorer(Shown):
         self._stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self._tally, self._text, self._said = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._text.layout = widgets.Layout(width="100%", min_height="7em")
+        for name, part in (
+            ("start", self._start),
+            ("tally", self._tally),
+            ("text", self._text),
+            ("figures", self._figures),
+        ):
+            part.add_class(f"mobile-nb-{name}")
         self._replayed = None if trace is None else Replayed(trace)
-        self._figures = [] if trace is None else [widgets.Output(), widgets.Output()]
+        halves = [
+            widgets.Output(layout={"flex": "1 1 420px", "min_width": "0"}) for _ in range(2 * (trace is not None))
+        ]
+        self._figures = widgets.HBox(halves, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
         self._start.on_click(lambda _: self.start())
         self._stop.on_click(lambda _: self.stop())
         self.gamma.observe(lambda change: self._moved(), "value")
@@ -66,7 +76,7 @@ class GammaExplorer(Shown):
         self._replay(anew=True)
         super().__init__(
             self.prompt, widgets.HBox([self._start, self._stop, self._said]), self._controls.box, self._tally,
-            self._text, *self._figures,
+            self._text, self._figures,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -134,11 +144,11 @@ class GammaExplorer(Shown):
             if anew:
                 self._replayed.under(self._controls.config(self.engine), self.link.value, self.engine.geometry)
             figures = self._replayed.curve(self.gamma.value), self._replayed.lanes(self.gamma.value)
-            for output, figure in zip(self._figures, figures, strict=True):
+            for output, figure in zip(self._figures.children, figures, strict=True):
                 output.outputs = outputs(figure)
         except MobileError as problem:  # a figure less; the model can write all the same
             said = {"text/html": f"<p>{escape.escape(sentence(problem))}</p>", "text/plain": sentence(problem)}
-            for output, data in zip(self._figures, (said, None), strict=True):
+            for output, data in zip(self._figures.children, (said, None), strict=True):
                 output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},) if data else ()
 
     # -- what is seen ----------------------------------------------------------------------------------------------

@@ -25,18 +25,18 @@ CELL, ROW, LEFT, TOP, GREY = 34, 28, 66, 58, "#808080"  # pixels; a grey for bot
 FONT = 'font-family="DejaVu Sans, Helvetica, Arial, sans-serif"'
 
 
-def picture(experts, states, title: str, about: str = "") -> str:
+def picture(experts, states, title: str, about: str = "", caption: str = "") -> str:
     """An SVG of layers × slots, each cell with its expert's id and the look of its state.
 
     Args:
         experts, states: [L, S], ids (-1 where empty) and names of states.
-        title, about: two lines above, the second smaller.
+        title, about: two lines above, the second smaller.   caption: a line below.
     """
     layers, slots = len(experts), len(experts[0])
     key = list(LOOKS.items())
     width = max(LEFT + slots * CELL + 8, LEFT + 4 * 170)
     below = TOP + layers * ROW + 12
-    height = below + 22 * -(-len(key) // 4) + 4
+    height = below + 22 * -(-len(key) // 4) + 22
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} {FONT}>',
@@ -53,7 +53,7 @@ def picture(experts, states, title: str, about: str = "") -> str:
     for n, (state, (said, *_, mark)) in enumerate(key):
         x, y = LEFT + 170 * (n % 4), below + 22 * (n // 4)
         parts += [_cell(x, y, mark, state, 20, 16), _words(x + 26, y + 12, said, 12, GREY)]
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, _words(LEFT, height - 6, caption, 11, GREY), "</svg>"])
 
 
 def _cell(x: int, y: int, text: str, state: str, width: int = CELL - 4, height: int = ROW - 4) -> str:

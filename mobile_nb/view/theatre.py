@@ -51,6 +51,7 @@ class CacheTheatre(Shown):
         self._back.on_click(lambda _: self._by(-1))
         self._on.on_click(lambda _: self._by(1))
         self._text, self._slots = widgets.HTML(), widgets.HTML()
+        self._slots.add_class("mobile-nb-slots")
         self.step.observe(lambda change: self._draw(), "value")
         self._draw()
         super().__init__(widgets.HBox([play, self._back, self._on, self.step]), self._text, self._slots)
@@ -69,10 +70,8 @@ class CacheTheatre(Shown):
     def svg(self, at: int) -> str:
         """The slots after token number `at`, as SVG."""
         step = self._steps[at]
-        title = f"token {at + 1} of {len(self._steps)}: “{step.text.strip()}”, {html.details(step)}"
-        return picture(
-            self._experts[at], self._states[at], title, f"Who is in which slot when it is written. {self._time}"
-        )
+        title = f"The slots after token {at + 1} of {len(self._steps)}: “{step.text.strip()}”"
+        return picture(self._experts[at], self._states[at], title, html.details(step), self._time)
 
     def _by(self, tokens: int) -> None:
         self.step.value += tokens  # the slider keeps its bounds
