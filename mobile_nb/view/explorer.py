@@ -54,18 +54,14 @@ class GammaExplorer(Shown):
         self._stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self._tally, self._text, self._said = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._text.layout = widgets.Layout(width="100%", min_height="7em")
-        for name, part in (
-            ("start", self._start),
-            ("tally", self._tally),
-            ("text", self._text),
-            ("figures", self._figures),
-        ):
-            part.add_class(f"mobile-nb-{name}")
         self._replayed = None if trace is None else Replayed(trace)
         halves = [
             widgets.Output(layout={"flex": "1 1 420px", "min_width": "0"}) for _ in range(2 * (trace is not None))
         ]
         self._figures = widgets.HBox(halves, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+        named = {"start": self._start, "tally": self._tally, "text": self._text, "figures": self._figures}
+        for name, part in named.items():
+            part.add_class(f"mobile-nb-{name}")
         self._start.on_click(lambda _: self.start())
         self._stop.on_click(lambda _: self.stop())
         self.gamma.observe(lambda change: self._moved(), "value")

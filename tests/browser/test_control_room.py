@@ -7,6 +7,8 @@ import pytest
 pytestmark = pytest.mark.browser
 
 WRITTEN = r"n => Number((document.querySelector('.mobile-nb-tally').textContent.match(/^\d+/) || [0])[0]) >= n"
+OVER = """cells => document.querySelector('[data-mime-type$="jupyter.stderr"]')
+    || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent === `[${cells}]:`"""
 AFTER = """mark => {
     // who wrote the tokens behind the last ⟨γ a → b⟩ of the text
     const marks = [...document.querySelectorAll('.mobile-nb-text small')];
@@ -24,11 +26,9 @@ def run_all(page, address):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     cells = page.locator(".jp-CodeCell").count()
-    page.wait_for_function(
-        "n => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent === `[${n}]:`",
-        arg=cells,
-    )
-    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    page.wait_for_function(OVER, arg=cells)
+    errors = page.locator('[data-mime-type$="jupyter.stderr"]')
+    assert errors.count() == 0, errors.first.inner_text()
 
 
 def test_gamma_moves_while_the_model_writes(lab, page, screenshots):
