@@ -9,6 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..trace import Trace
+from .cards import cards
+from .curves import hit_curve
+from .foresight import foreseen, prefetched
+from .spans import breakdown, spans
 
 
 def decoded(steps):
@@ -89,12 +93,18 @@ def _mean(column) -> float:
 
 
 __all__ = [
+    "breakdown",
     "bytes_per_token",
+    "cards",
     "decoded",
     "evicted_router",
     "fallback_ratio",
+    "foreseen",
+    "hit_curve",
     "hit_rate",
     "prefetch_precision",
+    "prefetched",
     "seconds_per_token",
+    "spans",
     "summary",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from .. import html
 from ..costs import Costs
 from ..hardware import Geometry
 from ..policies import LRU, Always, Full, Nothing, TopK, Wait
@@ -65,6 +66,13 @@ class MobileConfig:
     def two_passes(self) -> bool:
         """Whether there is a little model to fall back from."""
         return bool(getattr(self.count, "two_passes", False))
+
+    def _repr_html_(self) -> str:
+        """One row a question, as a notebook shows it."""
+        room = self.slots if self.slots is not None else "what fits"
+        rows = [(question, repr(getattr(self, question))) for question in QUESTIONS]
+        rows.append(("slots", str(room) if self.budget_gb is None else f"what {self.budget_gb:g} GB hold"))
+        return html.table("exact" if self.lossless else "changes the text", rows)
 
     @property
     def lossless(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .. import html
 from ..vocabulary import Step
 
 
@@ -32,6 +33,11 @@ class Generation:
         """Mean time of the tokens after the first, seconds; the first one's time is that of the prompt."""
         later = [s.seconds for s in self.steps[1:]]
         return sum(later) / len(later) if later else float("nan")
+
+    def _repr_html_(self) -> str:
+        """The text as a notebook shows it: coloured by who wrote each token, with what it cost under the pointer."""
+        facts = f"{len(self.steps)} tokens, {100 * self.fallback_ratio:.0f} % written again by the big model (bold)"
+        return f"{html.ribbon(self.steps)}<small>{facts}</small>"
 
 
 __all__ = ["Generation"]

@@ -12,11 +12,11 @@ def report(server: Server, trace: Trace):
     Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, hit_rate,
     prefetches, used, wasted (evicted unused), gb_moved. `.attrs` holds the conditions.
     """
-    import pandas as pd
+    from .frames import Report
 
     cache, counts = server.scheduler.cache, {name: c[0] for name, c in server.scheduler.counts.items()}
     moved = counts["misses"] + counts["prefetches"]
-    frame = pd.DataFrame(
+    frame = Report(
         {
             "layer": [layer.name for layer in server.layers],
             "slots": int(cache.slots[0]),

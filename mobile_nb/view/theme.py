@@ -38,7 +38,7 @@ def finished(figure: go.Figure, title: str, about: str = "", *, height: int = 38
         height=height,
         font={"size": 13},
         margin={"l": 70, "r": 20, "t": 84, "b": 54},
-        legend={"orientation": "h", "y": -56 / (height - 138), "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "y": -66 / (height - 138), "yanchor": "top", "x": 0, "xanchor": "left"},
         hoverlabel={"align": "left"},
     )
     return figure
