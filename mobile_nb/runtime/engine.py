@@ -17,6 +17,8 @@ from .prompt import as_model_inputs, check_request
 from .report import report
 from .text import TextStream
 
+BUSY = "this engine is writing already; wait for it, or close the other stream."
+
 
 class Engine:
     """An offloaded model that writes. Made by `offload`, usable inside its `with` block.
@@ -62,6 +64,11 @@ class Engine:
     @property
     def measured(self) -> bool:
         return self._server.link.clock.measured
+
+    @property
+    def writing(self) -> bool:
+        """Whether a text is under way: a stream that was begun, and neither read to its end nor closed."""
+        return self._writing.locked()
 
     @property
     def gamma(self) -> float | None:
@@ -116,7 +123,7 @@ class Engine:
             kwargs["max_new_tokens"] = max_new_tokens
         check_request(inputs, kwargs, self.model)
         if not self._writing.acquire(blocking=False):
-            raise MobileError("this engine is writing already; wait for it, or close the other stream.")
+            raise MobileError(BUSY)
         try:
             decoder = Decoder(self._server, lambda: self._keep, self._requests, self.trace.passes.append)
             self._requests += 1
@@ -160,4 +167,4 @@ class Engine:
         )
 
 
-__all__ = ["Engine"]
+__all__ = ["BUSY", "Engine"]

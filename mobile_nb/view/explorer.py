@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 
 from .. import html
-from ..runtime.engine import Engine
+from ..runtime.engine import BUSY, Engine
 from ..trace import Trace
 from ..vocabulary import MobileError, Step
 from .controls import Controls
@@ -82,13 +82,15 @@ class GammaExplorer(Shown):
         """What the Start button does: applies what was set otherwise, and writes from the prompt."""
         if self._writer.writing:
             return
-        self._say("")
         try:
+            if self.engine.writing:
+                raise MobileError(BUSY)
             if self._controls.changes(self.engine):
                 self.engine.change(self._controls.config(self.engine), hardware=self._hardware())
             self.engine.gamma = self.gamma.value
             self.steps = []
             self._busy(True)
+            self._tell()
             self._writer.start(self.prompt.value, **self._kwargs)
         except Exception as problem:
             self._ended(sentence(problem))
@@ -117,7 +119,7 @@ class GammaExplorer(Shown):
     def _ended(self, problem: str | None) -> None:
         self._draw()
         self._busy(False)
-        self._say(problem or "")
+        self._tell(problem)
 
     # -- what comes from the controls ------------------------------------------------------------------------------
 
@@ -126,8 +128,7 @@ class GammaExplorer(Shown):
         self._replay()
 
     def _set_otherwise(self) -> None:
-        changes = self._controls.changes(self.engine)
-        self._note(f"From the next Start: {', '.join(changes.values())}." if changes else "")
+        self._tell()
         self._replay(anew=True)
 
     def _hardware(self):
@@ -157,14 +158,17 @@ class GammaExplorer(Shown):
     def _busy(self, busy: bool) -> None:
         self._start.disabled, self._stop.disabled = busy, not busy
 
-    def _say(self, problem: str) -> None:
-        self.problem = problem
-        colour = "var(--jp-error-color1, #d32f2f)"
-        self._said.value = problem and f'<span role="alert" style="color:{colour}">{escape.escape(problem)}</span>'
-
-    def _note(self, note: str) -> None:
-        self.problem = ""
-        self._said.value = f'<span style="opacity:.75">{escape.escape(note)}</span>'
+    def _tell(self, problem: str | None = None) -> None:
+        """What went wrong, in red, or else what is set and not in force yet."""
+        self.problem, changes = problem or "", self._controls.changes(self.engine)
+        if problem:
+            look, said = 'role="alert" style="color:var(--jp-error-color1, #d32f2f)"', problem
+        else:
+            look, said = (
+                'style="opacity:.75"',
+                f"From the next Start: {', '.join(changes.values())}." if changes else "",
+            )
+        self._said.value = said and f"<span {look}>{escape.escape(said)}</span>"
 
 
 def tally(steps: Sequence[Step], time: str) -> str:

@@ -96,7 +96,7 @@ def page(screenshots):
         browser = started.chromium.launch(executable_path=program, args=FLAGS)
         try:
             page = browser.new_page(viewport={"width": 1280, "height": 1500})
-            page.set_default_timeout(90_000)
+            page.set_default_timeout(240_000)  # of one step, on a machine with other work
             page.on("pageerror", lambda problem: problems.append(str(problem)))
             yield page
             page.screenshot(path=screenshots / "last.png")
