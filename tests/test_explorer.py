@@ -32,7 +32,7 @@ class Gate:
     """A streamer that holds the writing in its `at`-th token until it is let go on."""
 
     def __init__(self, at):
-        self.at, self.seen = at, 0
+        self.at, self.seen = at, -1  # the prompt comes first
         self.reached, self.go_on = threading.Event(), threading.Event()
 
     def put(self, value):

@@ -59,7 +59,13 @@ class GammaExplorer(Shown):
             widgets.Output(layout={"flex": "1 1 420px", "min_width": "0"}) for _ in range(2 * (trace is not None))
         ]
         self._figures = widgets.HBox(halves, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
-        named = {"start": self._start, "tally": self._tally, "text": self._text, "figures": self._figures}
+        named = {
+            "start": self._start,
+            "stop": self._stop,
+            "tally": self._tally,
+            "text": self._text,
+            "figures": self._figures,
+        }
         for name, part in named.items():
             part.add_class(f"mobile-nb-{name}")
         self._start.on_click(lambda _: self.start())

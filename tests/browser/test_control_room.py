@@ -33,7 +33,7 @@ def run_all(page, address):
 
 def test_gamma_moves_while_the_model_writes(lab, page, screenshots):
     run_all(page, lab("06_control_room.ipynb"))
-    start, stop = (page.get_by_role("button", name=name) for name in ("Start", "Stop"))
+    start, stop = page.locator(".mobile-nb-start"), page.locator(".mobile-nb-stop")
     gamma = page.locator(".widget-hslider", has_text="γ")
     handle, track = gamma.locator(".noUi-handle"), gamma.locator(".noUi-target")
     start.scroll_into_view_if_needed()
