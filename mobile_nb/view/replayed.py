@@ -22,6 +22,7 @@ from . import theme
 from .time import draw, timeline
 
 GAMMAS = [n / 20 for n in range(21)]
+HEIGHT = 340  # of both figures, pixels
 
 
 class Replayed:
@@ -86,7 +87,7 @@ class Replayed:
             self._rows[key] = spans(played.trace, request=request, steps=[step])
         rows = self._rows[key]
         if self._lanes is None:
-            self._lanes = timeline(rows).update_layout(height=320, legend={"y": -0.35})
+            self._lanes = timeline(rows).update_layout(height=HEIGHT, legend={"y": -0.5}, margin={"l": 70})
         elif rows is not self._shown:
             self._lanes.data = ()
             draw(self._lanes, rows)
@@ -115,12 +116,12 @@ def _all_gammas(rows: list[dict], time: str) -> go.Figure:
     )  # fmt: skip
     look = {"color": theme.BIG, "size": 15, "symbol": "diamond", "line": {"width": 2, "color": "white"}}
     figure.add_scatter(x=[0], y=[0], mode="markers", showlegend=False, hoverinfo="skip", marker=look)
-    figure.add_annotation(x=0, y=0, align="left", ay=-34, showarrow=True, arrowhead=0)
+    figure.add_annotation(x=0, y=0, align="left", ay=-62, showarrow=True, arrowhead=0)
     figure.update_layout(
         xaxis={"title": "tokens that fall back, %", "range": [-3, 104]},
-        yaxis={"title": "ms a token", "range": [0, 1.3 * most]},
+        yaxis={"title": "ms a token", "range": [0, 1.6 * most]},
     )
-    return theme.finished(figure, "What gamma costs", time, height=320)
+    return theme.finished(figure, "What gamma costs", time, height=HEIGHT)
 
 
 __all__ = ["GAMMAS", "Replayed"]

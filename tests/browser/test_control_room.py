@@ -42,9 +42,11 @@ def test_gamma_moves_while_the_model_writes(lab, page, screenshots):
     page.wait_for_function("() => document.querySelector('.widget-hslider .widget-readout').textContent === '0.00'")
     page.screenshot(path=screenshots / "1_before.png")
 
+    pace = page.get_by_label("pace", exact=True)
+    pace.select_option("4 times slower")
     start.click()
     page.wait_for_function(WRITTEN, arg=1)
-    page.get_by_label("pace").select_option("16 times slower")  # so that the text is still coming when it is stopped
+    pace.select_option("16 times slower")  # from here on, so that the text is still coming when it is stopped
     page.wait_for_function(WRITTEN, arg=4)
     begin, end = handle.bounding_box(), track.bounding_box()
     page.mouse.move(begin["x"] + begin["width"] / 2, begin["y"] + begin["height"] / 2)
