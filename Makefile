@@ -28,8 +28,8 @@ notebooks: $(READY)  ## the notebooks alone
 ifeq ($(NOTEBOOKS),)
 	@echo "notebooks: there are none yet, so nothing was run."
 else
-	@$(CALM) $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 \
-		--nbval-sanitize-with notebooks/sanitize.cfg notebooks
+	@$(CALM) PLOTLY_RENDERER=plotly_mimetype $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 \
+		--nbval-sanitize-with notebooks/sanitize.cfg --numprocesses auto --maxprocesses 4 --dist loadfile notebooks
 endif
 
 browser: $(READY)  ## notebook 06 in JupyterLab in a headless Chromium; screenshots in artifacts/browser

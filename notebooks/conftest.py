@@ -4,7 +4,7 @@
 collect_ignore_glob = ["90*.ipynb", "*_gpu.ipynb"]
 
 # Pictures and their scripts carry random element ids; what a cell says in text is compared.
-PICTURES = ("text/html", "image/svg+xml", "application/javascript", "application/vnd.plotly.v1+json")
+PICTURES = ("text/html", "image/svg+xml", "image/png", "application/javascript", "application/vnd.plotly.v1+json")
 
 
 def pytest_collectstart(collector):

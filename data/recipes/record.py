@@ -1,8 +1,9 @@
 """Record the routing of an embedded model for replays: every token little and big, and what the gates ahead say.
 
-    python data/recipes/record.py --problems 16
+    python data/recipes/record.py
+    python data/recipes/record.py --model tiny-qwen3-moe --problems 6
 
-Writes data/traces/tiny-olmoe.parquet (about a minute). Gamma above 1 makes every token fall back, so the recording
+Writes data/traces/MODEL.parquet (about a minute). Gamma above 1 makes every token fall back, so the recording
 holds both outcomes of each position, and any gamma can be replayed from it (see mobile_nb/runtime/tape.py).
 """
 
@@ -17,15 +18,17 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm.auto import tqdm  # noqa: E402
 
-from mobile_nb import load, offload, systems, tasks  # noqa: E402
+from mobile_nb import Geometry, load, offload, systems, tasks  # noqa: E402
+from mobile_nb.model.find import STANDS_FOR  # noqa: E402
 from mobile_nb.policies import ReadGates  # noqa: E402
 
 
-def record(name: str, problems: int, *, fraction: float = 0.5, hardware="rtx4080-pcie4", geometry="olmoe-1b-7b"):
-    """The trace of `name` on that many held-out problems, 16 slots a layer, simulated."""
+def record(name: str, problems: int, *, fraction: float = 0.5, hardware="rtx4080-pcie4"):
+    """The trace of `name` on that many held-out problems, a quarter of the experts in slots, simulated."""
     model, tokenizer = load(name)
-    config = systems.mobile(gamma=1.1, fraction=fraction, slots=16, prefetch=ReadGates())
-    with offload(model, config, tokenizer=tokenizer, hardware=hardware, geometry=geometry) as engine:
+    slots = Geometry.of(STANDS_FOR[name]).num_experts // 4
+    config = systems.mobile(gamma=1.1, fraction=fraction, slots=slots, prefetch=ReadGates())
+    with offload(model, config, tokenizer=tokenizer, hardware=hardware, geometry=STANDS_FOR[name]) as engine:
         for problem in tqdm(tasks.load("word-problems", split="test", n=problems, seed=0), unit="problem"):
             engine.generate(problem.prompt, max_new_tokens=160)
         return engine.trace

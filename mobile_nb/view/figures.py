@@ -1,5 +1,6 @@
 """Every figure: tidy frame in, `plotly.graph_objects.Figure` out, never shown by the library."""
 
+from .overview import overview
 from .ribbon import ribbon
 from .routing import alternatives, confidence, expert_map, outcomes, precision
 from .time import breakdown, timeline
@@ -13,6 +14,7 @@ __all__ = [
     "expert_map",
     "oracle_gap",
     "outcomes",
+    "overview",
     "pareto",
     "precision",
     "ribbon",

@@ -19,13 +19,14 @@ def pareto(
     x_title: str = "times as fast as on-demand",
     y_title: str = "solved, %",
     front: bool = True,
+    join: bool = True,
 ) -> go.Figure:
     """Points of two measures that both want to be high, one colour and symbol for each value of `by`.
 
     Args:
         frame: a row a point. Columns `low` and `high`, where there are, are drawn as the interval of y.
         label: a column whose values stand beside the points.
-        front: join the points that no other beats in both.
+        front: mark what no other point beats in both.   join: draw lines through the points of each colour.
     """
     figure = go.Figure()
     names = [None] if by is None else list(dict.fromkeys(frame[by]))
@@ -42,7 +43,7 @@ def pareto(
         colour = theme.OTHERS[n % len(theme.OTHERS)]
         figure.add_scatter(
             x=mine[x], y=mine[y], name="" if name is None else str(name), showlegend=name is not None,
-            mode="lines+markers+text" if label else "lines+markers", text=mine[label] if label else None,
+            mode="+".join(["lines"] * join + ["markers"] + ["text"] * bool(label)), text=mine[label] if label else None,
             textposition="top center", textfont={"size": 11}, error_y=interval or None,
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"size": 9, "color": colour, "symbol": theme.MARKERS[n % len(theme.MARKERS)]},
