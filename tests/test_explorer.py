@@ -95,7 +95,9 @@ def test_gamma_acts_on_the_next_token_and_leaves_a_mark(engine, explore):
 
 def test_stop_ends_the_text_in_the_middle(engine, explore):
     explorer, gate = explore(engine, at=3)
+    explorer._text.value = "what was written before"
     explorer.start()
+    assert "before" not in explorer._text.value
     assert gate.reached.wait(30) and explorer._start.disabled and not explorer._stop.disabled
     threading.Timer(0.2, gate.go_on.set).start()
     explorer._stop.click()

@@ -95,6 +95,7 @@ class GammaExplorer(Shown):
                 self.engine.change(self._controls.config(self.engine), hardware=self._hardware())
             self.engine.gamma = self.gamma.value
             self.steps = []
+            self._draw()
             self._busy(True)
             self._tell()
             self._writer.start(self.prompt.value, **self._kwargs)

@@ -45,6 +45,7 @@ def test_gamma_moves_while_the_model_writes(lab, page, screenshots):
     pace = page.get_by_label("pace", exact=True)
     pace.select_option("4 times slower")
     start.click()
+    page.wait_for_function("() => document.querySelector('.mobile-nb-start').disabled")  # the text before is gone
     page.wait_for_function(WRITTEN, arg=1)
     pace.select_option("16 times slower")  # from here on, so that the text is still coming when it is stopped
     page.wait_for_function(WRITTEN, arg=4)
