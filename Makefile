@@ -11,7 +11,7 @@ NOTEBOOKS := $(wildcard notebooks/[0-8]*.ipynb)
 CALM := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest notebooks lint format lab venv clean
+.PHONY: help demo test pytest notebooks browser lint format lab venv clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -31,6 +31,9 @@ else
 	@$(CALM) PLOTLY_RENDERER=plotly_mimetype $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with notebooks/sanitize.cfg --numprocesses auto --maxprocesses 4 --dist loadfile notebooks
 endif
+
+browser: $(READY)  ## notebook 06 in JupyterLab in a headless Chromium; screenshots in artifacts/browser
+	@$(CALM) $(PY) -m pytest -m browser tests/browser
 
 lint: $(READY)  ## ruff: rules and format
 	@$(PY) -m ruff check --quiet

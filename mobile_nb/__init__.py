@@ -37,6 +37,8 @@ _HOMES = {
     "Hardware": ".hardware",
     "Geometry": ".hardware",
     "Trace": ".trace",
+    "GammaExplorer": ".view.explorer",
+    "CacheTheatre": ".view.theatre",
     "MobileError": ".vocabulary",
     "Step": ".vocabulary",
 }

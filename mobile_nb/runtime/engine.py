@@ -7,14 +7,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..trace import Trace
+from ..hardware import Hardware
 from ..vocabulary import MobileError, Step
+from .config import MobileConfig
 from .decode import Decoder, Written
 from .generation import Generation
+from .offloaded import Offloaded
 from .prompt import as_model_inputs, check_request
 from .report import report
-from .serve import Server
 from .text import TextStream
+
+BUSY = "this engine is writing already; wait for it, or close the other stream."
 
 
 class Engine:
@@ -25,17 +28,47 @@ class Engine:
         hardware, geometry: what the clock is about.   measured: True on a CUDA link, False on a simulated one.
     """
 
-    def __init__(self, model, server: Server, *, tokenizer, trace: Trace, slots: int):
-        self.model, self.tokenizer, self.trace, self.slots = model, tokenizer, trace, slots
-        self.config, self.hardware, self.geometry = server.config, server.costs.hardware, server.costs.geometry
-        self._server, self._keep = server, server.config.keep
-        self._requests = 0
+    def __init__(self, offloaded: Offloaded, config: MobileConfig | None, hardware, *, tokenizer):
+        self.model, self.tokenizer = offloaded.model, tokenizer
+        self._offloaded = offloaded
         self._writing = threading.Lock()
         self._open = True
+        self._begin(config, hardware)
+
+    def _begin(self, config: MobileConfig | None, hardware: Hardware | str | None) -> None:
+        server, trace = self._offloaded.serve(config, hardware)
+        self._server, self.trace, self.slots = server, trace, server.slots
+        self.config, self.hardware, self.geometry = server.config, server.costs.hardware, server.costs.geometry
+        self._keep, self._requests = server.config.keep, 0
+
+    def change(self, config: MobileConfig | None = None, *, hardware: Hardware | str | None = None) -> None:
+        """Offloads the same model anew, between two texts: the slots are empty, and `trace` and `report` begin again.
+
+        Args:
+            config: None for the one in force, its gamma as it was given.
+            hardware: as in `offload`; None for the clock and the hardware in force.
+
+        Raises:
+            MobileError, TypeError, ValueError: the change cannot be, or the engine is writing; it goes on as it was.
+        """
+        self._check_open()
+        if not self._writing.acquire(blocking=False):
+            raise MobileError("this engine is writing: stop it, or wait for its end, before you change it.")
+        try:
+            if hardware is None and not self.measured:
+                hardware = self.hardware
+            self._begin(self.config if config is None else config, hardware)
+        finally:
+            self._writing.release()
 
     @property
     def measured(self) -> bool:
         return self._server.link.clock.measured
+
+    @property
+    def writing(self) -> bool:
+        """Whether a text is under way: a stream that was begun, and neither read to its end nor closed."""
+        return self._writing.locked()
 
     @property
     def gamma(self) -> float | None:
@@ -90,7 +123,7 @@ class Engine:
             kwargs["max_new_tokens"] = max_new_tokens
         check_request(inputs, kwargs, self.model)
         if not self._writing.acquire(blocking=False):
-            raise MobileError("this engine is writing already; wait for it, or close the other stream.")
+            raise MobileError(BUSY)
         try:
             decoder = Decoder(self._server, lambda: self._keep, self._requests, self.trace.passes.append)
             self._requests += 1
@@ -100,6 +133,9 @@ class Engine:
                 yield self._step(written, text.add(written.token_id), self._now() - before), written
                 self._check_open()  # the block may have ended while nobody was reading
                 before = self._now()
+        except Exception:
+            self._check_open()  # the block ended in the middle of a token: that is what went wrong
+            raise
         finally:
             self._server.give_up()
             self._server.link.settle()
@@ -131,4 +167,4 @@ class Engine:
         )
 
 
-__all__ = ["Engine"]
+__all__ = ["BUSY", "Engine"]

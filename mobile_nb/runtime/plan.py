@@ -20,7 +20,7 @@ from ..model.load import OtherLoader, as_dtype, config_of, unpacking
 from ..model.skeleton import expert_layouts, skeleton
 from ..vocabulary import MobileError, whole
 from .config import MobileConfig, choose_slots
-from .offload import DEFAULT_HARDWARE
+from .offloaded import DEFAULT_HARDWARE
 
 USABLE = 0.9  # of a device's memory; the rest is for activations, kernels and the desktop, as in `offload`
 

@@ -50,12 +50,27 @@ class Server:
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self._routed: list[list] = [[] for _ in layers]
 
-    def install(self) -> None:
-        """Packs each layer's experts into an arena, makes its slots, and takes the experts' place."""
-        slots = self.scheduler.cache.expert_in.shape[2]
+    @property
+    def slots(self) -> int:
+        """Device slots of each layer."""
+        return int(self.scheduler.cache.slots[0])
+
+    @property
+    def slot_bytes(self) -> int:
+        """Device memory that they take."""
+        return sum(slots.blocks.nbytes for slots in self._slots)
+
+    def install(self, arenas: Sequence[Arena | DiskArena] = ()) -> None:
+        """Packs each layer's experts into an arena, makes its slots, and takes the experts' place.
+
+        Args:
+            arenas: those that the server before has left, if there was one.
+        """
+        self.arenas = list(arenas)
         for at, layer in enumerate(self.layers):
-            self.arenas.append(self._arena(at, layer))
-            self._slots.append(Slots(self.arenas[-1], slots, self._device))
+            if at == len(self.arenas):
+                self.arenas.append(self._arena(at, layer))
+            self._slots.append(Slots(self.arenas[at], self.slots, self._device))
             self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
@@ -66,6 +81,15 @@ class Server:
         if files is not None:
             return DiskArena(files, layer.num_experts, at, self.host_cache)
         return Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda")
+
+    def leave(self) -> list[Arena | DiskArena]:
+        """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
+        self.scheduler.cache.clear()
+        self.gaps = True
+        self._slots.clear()
+        self._compute.clear()
+        arenas, self.arenas = self.arenas, []
+        return arenas
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""

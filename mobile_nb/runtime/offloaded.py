@@ -1,0 +1,124 @@
+"""A model whose experts lie in host memory, under one configuration at a time. Knows nothing about tokens or text."""
+
+from __future__ import annotations
+
+import torch
+
+from ..clock import VirtualClock
+from ..costs import Costs
+from ..hardware import Geometry, Hardware
+from ..memory.disk import HostCache
+from ..memory.link import SimulatedLink
+from ..memory.thread import ThreadLink
+from ..model.adapters import find_layers, geometry_of
+from ..trace import Trace
+from ..vocabulary import MobileError, number
+from .config import MobileConfig, choose_slots, conditions, found
+from .serve import Server
+
+_FILES = {"time": "measured, experts read from their files", "hardware": "this machine", "hardware_rates": None}
+DEFAULT_HARDWARE = "rtx4080-pcie4"  # simulated where there is no CUDA device: the paper's card
+
+
+class Offloaded:
+    """One model and the server of its MoE layers; the arguments are those of `offload`.
+
+    Attributes:
+        server: the one that serves now, None before the first `serve`.
+    """
+
+    def __init__(self, model, *, geometry: Geometry | str | None = None, host_gb: float | None = None):
+        self.model, self.layers, self.server = model, find_layers(model), None
+        self.device = model.get_input_embeddings().weight.device
+        self.files = any(getattr(layer.experts, "on_disk", None) is not None for layer in self.layers)
+        if self.files and self.device.type == "cuda":
+            raise MobileError("experts are read from disk into host memory only: load the model with device='cpu'.")
+        own = geometry_of(model, self.layers)
+        self.geometry = own if geometry is None else found(Geometry, geometry, Geometry.of)
+        self.host_cache = None if host_gb is None else HostCache(number("host_gb", host_gb, low=0))
+        self._training = [(module, module.training) for module in model.modules()]
+
+    def serve(self, config: MobileConfig | None, hardware: Hardware | str | None) -> tuple[Server, Trace]:
+        """Serves under `config` on `hardware`, and returns the server and the trace that it begins.
+
+        Where another server is at work it hands its arenas on. What cannot be is refused before that; where memory for
+        the new slots runs out after it, the one before goes on, with empty slots.
+        """
+        config = MobileConfig() if config is None else config
+        if not isinstance(config, MobileConfig):
+            raise TypeError(f"config must be a MobileConfig, such as systems.mobile() returns, got {config!r}.")
+        server, chosen = self._server(config, hardware)
+        before, self.server = self.server, server
+        try:
+            server.install([] if before is None else before.leave())
+            self.model.eval()
+            about = self._conditions(server, chosen)
+        except BaseException:
+            if before is not None:
+                self.server = before
+                before.install(server.leave())
+                server.link.close()
+            raise
+        if before is not None:
+            before.link.close()
+        return server, Trace(about)
+
+    def restore(self) -> None:
+        """Gives the model back as it was."""
+        if self.server is not None:
+            self.server.remove()
+        for module, flag in self._training:
+            module.training = flag
+
+    def _server(self, config: MobileConfig, hardware: Hardware | str | None) -> tuple[Server, str]:
+        """A server that is not installed yet, and where its number of slots comes from."""
+        if self.files and config.slots is None and config.budget_gb is None:
+            raise MobileError(
+                "the experts are on disk: say with slots= or budget_gb= how many of them memory may hold."
+            )
+        cuda = self.device.type == "cuda"
+        simulate = hardware is not None or not (self.files or cuda)
+        if hardware is None and not cuda:
+            hardware = DEFAULT_HARDWARE
+        hardware = (
+            Hardware.measure(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
+        )
+        layers, costs = len(self.layers), Costs(hardware, self.geometry, len(self.layers))
+        if cuda and not simulate:
+            taken = 0 if self.server is None else self.server.slot_bytes
+            free_gb = 0.9 * (torch.cuda.mem_get_info(self.device)[0] + taken) / 1e9
+        else:
+            free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
+        slots, chosen = choose_slots(config, self.geometry, self.layers[0].num_experts, free_gb)
+
+        def make_link(mover):
+            if simulate:
+                return SimulatedLink(VirtualClock(), layers, slots, costs.fetch_s, mover)
+            if self.files:
+                return ThreadLink(layers, slots, mover)
+            from ..memory.cuda import CudaLink
+
+            return CudaLink(layers, slots, mover, self.device)
+
+        server = Server(self.layers, config, slots, costs, self.device, make_link)
+        server.host_cache = self.host_cache
+        return server, chosen
+
+    def _conditions(self, server: Server, chosen: str) -> dict:
+        """What every number of the trace depends on."""
+        layer, measured = self.layers[0], server.link.clock.measured
+        about = conditions(server.config, server.costs, server.slots, chosen) | {
+            "model": type(self.model).__name__,
+            "layers": len(self.layers),
+            "experts": layer.num_experts,
+            "top_k": layer.top_k,
+            "page_locked": all(arena.pinned for arena in server.arenas),
+        }
+        return (
+            about
+            | ({"time": "measured", "measured": True} if measured else {})
+            | (_FILES if self.files and measured else {})
+        )
+
+
+__all__ = ["DEFAULT_HARDWARE", "Offloaded"]
