@@ -6,6 +6,7 @@ points when the kept weights are renormalised among themselves, 0.35 with a wide
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +16,18 @@ from ..vocabulary import PROMPT, number
 class Count(Protocol):
     """Says how many experts run in a pass.
 
-    `two_passes` is True when a little pass and a big pass differ, so that there is something to fall back to.
+    `two_passes` is True when a little pass and a big pass differ, so that there is something to fall back to;
+    `lossless` when all K experts run wherever a token stays. With `by_token = True` it is asked for each single token,
+    and told that token's weights.
     """
 
     two_passes: bool
+    lossless: bool
 
-    def run(self, mode: str, layer: int, k: int) -> tuple[int, int | None]:
+    def run(self, mode: str, layer: int, k: int, weights: Sequence[float] | None = None) -> tuple[int, int | None]:
         """Experts that run, 1 to k, and over how many of the largest weights the kept ones are normalised.
+
+        `weights` are the token's K weights, largest first, where the policy says `by_token`; None for several tokens.
 
         The kept weights are multiplied by sum(the K weights) / sum(the `over` largest). None leaves the choice to the
         model: what it would do itself with a smaller top_k.
@@ -34,6 +40,7 @@ class TopK:
     """All K experts, on every token: the model as it was trained."""
 
     two_passes = False
+    lossless = True
 
     def run(self, mode: str, layer: int, k: int) -> tuple[int, int | None]:
         return k, None
@@ -55,6 +62,7 @@ class Fraction:
     over: float | None = None
 
     two_passes = True
+    lossless = False
 
     def __post_init__(self):
         for field in ("fraction", "prompt", "over"):

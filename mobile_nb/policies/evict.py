@@ -22,10 +22,15 @@ class History:
     uses: np.ndarray  # how often the layer has asked for this expert since the start
     fetched: np.ndarray  # request count when it came
     next_use: np.ndarray | None = None  # number of the pass that asks for it next, inf for never; only a replay knows
+    expected: np.ndarray | None = None  # what `expects` last said of it in this text; None before its first token
 
 
 class Evict(Protocol):
-    """Ranks residents."""
+    """Ranks residents.
+
+    One that looks ahead also has `expects(layer, view)`, asked when a prefetcher is: how much each expert will be
+    needed, [L, E] (`policies.predict`). Its answer comes back as `History.expected`.
+    """
 
     def score(self, history: History) -> np.ndarray:
         """[C, S]; the lowest leaves."""
