@@ -15,23 +15,29 @@ from .codec import Full
 from .count import Fraction, TopK
 from .evict import LFU, LRU, Belady
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
-from .miss import Drop, Wait
+from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
 from .prefetch import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
 __all__ = [
     "LFU",
     "LRU",
     "Always",
+    "Anybody",
     "Belady",
+    "Buddies",
+    "Buddy",
     "Drop",
     "Entropy",
     "EvictedRouter",
+    "Foretold",
     "Fraction",
     "Full",
     "Margin",
     "MaxProbability",
+    "NearScore",
     "Never",
     "NextGate",
+    "NextRanked",
     "Nothing",
     "Oracle",
     "PreviousToken",
