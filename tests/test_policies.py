@@ -164,7 +164,20 @@ def test_lru_and_lfu_rank_residents():
 
 
 BUDDIES = policies.Buddies.of(np.ones((2, 4, 4)))
-KNOWN = {"Buddies": (np.ones((2, 4, 4)),), "Buddy": (BUDDIES,), "buddymoe": (BUDDIES,)}  # what has to be learned first
+REQUESTS, MAPS = policies.Requests(np.ones((1, 2, 4))), policies.Maps(np.ones((1, 2, 4)), np.ones((1, 2, 4)), [0])
+SUCCESSORS = policies.Successors(np.ones((1, 2, 4, 4)), np.ones((2, 4)))
+KNOWN = {  # what has to be learned or measured first, of policies and systems
+    "Buddies": (np.ones((2, 4, 4)),),
+    "Maps": (np.ones((1, 2, 4)), np.ones((1, 2, 4)), [0]),
+    "Requests": (np.ones((1, 2, 4)),),
+    "Successors": (np.ones((1, 2, 4, 4)), np.ones((2, 4))),
+    **dict.fromkeys(("Buddy", "buddymoe"), (BUDDIES,)),
+    **dict.fromkeys(("RequestMatrix", "moe_infinity"), (REQUESTS,)),
+    **dict.fromkeys(("ExpertMap", "finemoe"), (MAPS,)),
+    **dict.fromkeys(("AdaptiveDepth", "ByPriority", "Cumulative", "PredictedReuse", "expertflow"), (SUCCESSORS,)),
+    **dict.fromkeys(("Sensitivity", "adapmoe"), ((1.0, 2.0), 0.1)),
+    **dict.fromkeys(("PerLayer", "lexi"), ((2, 1),)),
+}
 
 
 def test_policies_are_frozen_values():

@@ -6,6 +6,22 @@ skipped, what is asked for on demand overtakes, and what has not started when it
 
 from ..view import View
 from .ask import Prefetch
+from .expected import AdaptiveDepth, ByPriority, Cumulative
+from .gates import NearestAbsent, TopScore
 from .known import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
-__all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "Prefetch", "PreviousToken", "ReadGates", "View"]
+__all__ = [
+    "AdaptiveDepth",
+    "ByPriority",
+    "Cumulative",
+    "EvictedRouter",
+    "NearestAbsent",
+    "NextGate",
+    "Nothing",
+    "Oracle",
+    "Prefetch",
+    "PreviousToken",
+    "ReadGates",
+    "TopScore",
+    "View",
+]
