@@ -20,7 +20,7 @@ from ..memory.cache import Cache
 from ..memory.link import SimulatedLink
 from ..memory.scheduler import COUNTERS, Scheduler
 from ..memory.script import Played, interpret
-from ..policies import LFU, LRU, Belady
+from ..policies import LFU, LRU, Belady, Nothing
 from ..trace import Copy, Trace
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig, choose_slots, conditions, found
@@ -132,7 +132,9 @@ def replay(
     """
     tape = trace if isinstance(trace, Tape) else Tape(trace)
     selection = tape.select(config)
-    return play_laid(tape, selection, layout(tape, selection, config), config, hardware, geometry, record=True)
+    everybody = config.slots is not None and config.slots >= tape.experts  # then nobody is asked whom to fetch
+    laid = layout(tape, selection, replace(config, prefetch=Nothing()) if everybody else config)
+    return play_laid(tape, selection, laid, config, hardware, geometry, record=True)
 
 
 def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, geometry, *, record: bool) -> Replay:
