@@ -22,37 +22,39 @@ if TYPE_CHECKING:  # replays ask policies too, and need no torch
 
 @dataclass
 class Text:
-    """What routers said of the text so far, a pass of ids and weights [L, T, K] for each that wrote, and how each pass
-    went: counters of the scheduler, [L] each. Only added to, so that it can be read when somebody asks."""
+    """What routers said of the text so far, (mode, ids, weights) with [L, T, K] of each pass that wrote, and how each
+    pass went: counters of the scheduler, [L] each. Only added to, and worked on when somebody asks."""
 
-    ids: list[np.ndarray] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
+    passes: list[tuple[str, np.ndarray, np.ndarray]] = field(default_factory=list)
     outcomes: list[dict[str, np.ndarray]] = field(default_factory=list)
     _sum: np.ndarray | None = None  # [L, E] of the first `_summed` passes
     _summed: int = 0
 
-    def add(self, mode: str, ids: np.ndarray, weights: np.ndarray) -> None:
-        """A pass that wrote; one that read the whole text again, for want of a KV cache, adds its last token."""
-        new = slice(None) if mode == PROMPT else slice(-1, None)
-        self.ids.append(ids[:, new])
-        self.weights.append(weights[:, new])
+    def routing(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and weights [L, N, K] that pass n added; one that read the whole text again, for want of a KV cache,
+        added its last token."""
+        mode, ids, weights = self.passes[n]
+        return (ids, weights) if mode == PROMPT else (ids[:, -1:], weights[:, -1:])
 
     def activations(self, layers: int, experts: int) -> np.ndarray:
         if self._sum is None:
             self._sum = np.zeros((layers, experts))
-        for ids in self.ids[self._summed :]:
-            np.add.at(self._sum, (np.arange(layers)[:, None, None], ids), 1)
-        self._summed = len(self.ids)
+        for n in range(self._summed, len(self.passes)):
+            np.add.at(self._sum, (np.arange(layers)[:, None, None], self.routing(n)[0]), 1)
+        self._summed = len(self.passes)
         return self._sum.copy()
 
     def recent(self, tokens: int, layers: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        taken, enough = 0, len(self.ids)
-        while enough and taken < tokens:
-            enough -= 1
-            taken += self.ids[enough].shape[1]
-        if not taken:
+        parts, taken = [], 0
+        for n in reversed(range(len(self.passes))):
+            if taken >= tokens:
+                break
+            parts.insert(0, self.routing(n))
+            taken += parts[0][0].shape[1]
+        if not parts:
             return np.zeros((layers, 0, top_k), dtype=np.int16), np.zeros((layers, 0, top_k), dtype=np.float32)
-        return tuple(np.concatenate(part[enough:], axis=1)[:, -tokens:] for part in (self.ids, self.weights))
+        ids, weights = (np.concatenate(part, axis=1)[:, -tokens:] for part in zip(*parts, strict=True))
+        return ids, weights
 
 
 @dataclass
@@ -76,9 +78,10 @@ class Facts:
     @property
     def previous(self) -> list[list[int]] | None:
         """None where no token of this text stayed yet."""
-        if not self.text.ids:
+        if not self.text.passes:
             return None
-        return best_first(self.text.ids[-1][:, -1:], self.text.weights[-1][:, -1:])
+        _, ids, weights = self.text.passes[-1]
+        return best_first(ids[:, -1:], weights[:, -1:])
 
     @property
     def activations(self) -> np.ndarray:

@@ -20,24 +20,30 @@ class Foresight(Facts):
     def __init__(self, tape: Tape, selection: Selection, asked_at: np.ndarray, asked: np.ndarray):
         super().__init__(tape.layers, tape.experts, tape.ids.shape[2])
         self.tape, self.selection, self.asked_at, self.asked = tape, selection, asked_at, asked
-        self.n = -1
+        self.n = self._wrote = -1  # the pass at hand, and the one that wrote the last token
 
     def enter(self, n: int) -> None:
         """The moment before pass n of the selection; passes are entered in order."""
         index, wrote = self.selection.index, self.selection.wrote
-        self.n, self.at, self.mode = n, -1, self.tape.passes[index[n]].mode
+        done, before = self.tape.passes[index[n]], self.tape.passes[index[n - 1]]
+        self.n, self.at, self.mode, self.single = n, -1, done.mode, done.ids.shape[1] == 1
         rewrites = n > 0 and not wrote[n - 1]
         self.evicted = self.tape.best[index[n - 1]].tolist() if rewrites else None
         if self.mode == PROMPT:
             self.text = Text()
-        elif not rewrites and n > 0:
-            before = self.tape.passes[index[n - 1]]
-            self.text.add(before.mode, before.ids, before.weights)
+        elif n > 0 and not rewrites:
+            self.text.passes.append((before.mode, before.ids, before.weights))
+            self._wrote = n - 1
 
     @property
-    def asks(self) -> bool:
-        """Whether a live run asks its policies at this point."""
-        return self.mode != PROMPT and bool(self.at < 0 or self.tape.single[self.selection.index[self.n]])
+    def points(self) -> range:
+        """The layers at which a live run asks its policies in this pass."""
+        return range(-1, -1 if self.mode == PROMPT else self.layers if self.single else 0)
+
+    @property
+    def previous(self) -> list[list[int]] | None:
+        """From the tape, where it is in order already."""
+        return self.tape.best[self.selection.index[self._wrote]].tolist() if self.text.passes else None
 
     def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         done = self.tape.passes[self.selection.index[self.n]]
@@ -67,10 +73,11 @@ class Foresight(Facts):
         bounds = np.zeros(count * (layers + 1) + 1, dtype=np.int64)
         for n in range(0 if isinstance(prefetch, Nothing) or revises(config) else count):
             self.enter(n)
-            for self.at in range(-1, layers):
-                if self.asks:
-                    pairs += pairs_of(ask(prefetch, "wanted", self.at, self), layers, self.experts)
-                bounds[n * (layers + 1) + self.at + 2] = len(pairs)
+            first, points = n * (layers + 1) + 2, self.points
+            for self.at in points:
+                pairs += pairs_of(ask(prefetch, "wanted", self.at, self), layers, self.experts)
+                bounds[first + self.at] = len(pairs)
+            bounds[first + len(points) - 1 : first + layers] = len(pairs)
         flat = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         return {"wanted_at": bounds, "wanted": flat}
 
@@ -90,7 +97,7 @@ class Foresight(Facts):
                 elif gone is not None:
                     before.outcomes.append(gone)
             self.at = layer
-            if self.asks:
+            if layer in self.points:
                 consult(config, layer, self, scheduler)
 
         return consulted

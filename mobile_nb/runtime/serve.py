@@ -84,7 +84,7 @@ class Server:
         if mode == PROMPT:
             self.view.text, self.scheduler.cache.expected = Text(), None
         elif evicted is None:  # the pass before wrote a token
-            self.view.text.add(self.view.mode, *self._ended)
+            self.view.text.passes.append((self.view.mode, *self._ended))
         self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
