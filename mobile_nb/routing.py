@@ -1,4 +1,5 @@
-"""Passes of a trace from routing alone: recorded by another engine, or drawn. Knows nothing of times or models.
+"""Traces and routing alone: passes made of it, recorded by another engine or drawn, and what a trace holds of it.
+Knows nothing of times or models.
 
 Legend: T tokens · L MoE layers · K experts routed to · E experts.
 """
@@ -9,7 +10,8 @@ import math
 
 import numpy as np
 
-from .trace import Pass
+from .trace import Pass, Trace
+from .vocabulary import PROMPT, MobileError
 
 LARGEST = np.iinfo(np.int16).max  # ids are kept in 16 bits
 
@@ -55,4 +57,27 @@ def conditions(name: str, layers: int, experts: int, top_k: int) -> dict:
     return {"model": name, **shape, "questions": full, "time": "not timed", "measured": False, "expert_bytes": 0}
 
 
-__all__ = ["conditions", "one_token", "ranked"]
+def texts(trace: Trace) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each text of a trace, ids and weights [L, N, K] of its prompt and of the tokens that stayed, in order.
+
+    Raises:
+        MobileError: there is none.
+    """
+    found: dict[int, list[Pass]] = {}
+    for done in trace.passes:
+        if done.token_id >= 0:
+            found.setdefault(done.request, []).append(done)
+    if not found:
+        raise MobileError("this trace holds no token that was written, so there is nothing to learn from it.")
+    new = {PROMPT: slice(None)}  # without a KV cache later passes read the whole text again
+    last = slice(-1, None)
+    return [
+        (
+            np.concatenate([p.ids[:, new.get(p.mode, last)] for p in passes], axis=1),
+            np.concatenate([p.weights[:, new.get(p.mode, last)] for p in passes], axis=1),
+        )
+        for passes in found.values()
+    ]
+
+
+__all__ = ["conditions", "one_token", "ranked", "texts"]

@@ -35,6 +35,7 @@ class Cache:
         self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
         self.tick = np.zeros(layers)
         self.next_use: np.ndarray | None = None  # [C, L, E], where the future is known: a replay
+        self.expected: np.ndarray | None = None  # [L, E], where the eviction policy looks ahead
         for row in np.flatnonzero(
             self.slots >= experts
         ):  # room for everybody: nothing is offloaded, expert e in slot e
@@ -75,6 +76,7 @@ class Cache:
             uses=np.take_along_axis(self.uses[rows, layer], known, axis=1),
             fetched=self.fetched[rows, layer],
             next_use=None if self.next_use is None else np.take_along_axis(self.next_use[rows, layer], known, axis=1),
+            expected=None if self.expected is None else self.expected[layer][known],
         )
         try:
             score = np.array(self.evict.score(history), dtype=float)

@@ -62,10 +62,11 @@ class Scheduler:
         self._serving, self._missing = None, False
         self.cache.pledged[:] = False
 
-    def want(self, wanted: Iterable[Wanted], rows: np.ndarray | None = None) -> None:
+    def want(self, wanted: Iterable[Wanted], rows: np.ndarray | None = None, *, instead: bool = False) -> None:
         """Queues prefetches, in order, for `rows` (all configurations by default).
 
         Those for the layer that is being computed are left out: what it needs is known, and its slots are in use.
+        With `instead` they take the place of those that still wait for the link.
 
         Raises:
             MobileError: a layer or an expert that does not exist.
@@ -73,6 +74,9 @@ class Scheduler:
         cache, now = self.cache, self.link.clock.now
         chosen = np.zeros(len(self._all), dtype=bool)
         chosen[self._all if rows is None else rows] = True
+        if instead:
+            self.pump()
+            self._queue.clear()
         for layer, expert in pairs_of(wanted, cache.layers, cache.experts):
             if layer == self._serving:
                 continue

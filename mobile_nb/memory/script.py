@@ -8,6 +8,7 @@ Legend: P passes · L MoE layers · E experts · S slots · k experts that a pas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,19 +54,28 @@ class Played(NamedTuple):
     copies: np.ndarray
 
 
-def interpret(script: Script, scheduler: Scheduler) -> Played:
-    """Plays a script through a `Scheduler` of one configuration on a simulated link: the rules of live runs."""
+def interpret(script: Script, scheduler: Scheduler, ask: Callable[[int, int], None] | None = None) -> Played:
+    """Plays a script through a `Scheduler` of one configuration on a simulated link: the rules of live runs.
+
+    Args:
+        ask: (pass, layer), called where a live run asks its policies, in place of what the script wants there.
+    """
     passes, layers = len(script.layer_s), scheduler.cache.layers
     link, cache = scheduler.link, scheduler.cache
     cache.next_use = script.first_ask[None].copy()
     begin, end = np.zeros(passes), np.zeros(passes)
     counts = np.zeros((passes, len(COUNTERS), layers), dtype=np.int64)
     copies = []
+
+    def want(p: int, layer: int) -> None:
+        scheduler.want(script.wanted_by(p, layer, layers))
+
+    ask = want if ask is None else ask
     for p in range(passes):
         before = [scheduler.counts[name][0].copy() for name in COUNTERS]
         begin[p] = link.clock.read()
         scheduler.begin_pass()
-        scheduler.want(script.wanted_by(p, -1, layers))
+        ask(p, -1)
         for layer in range(layers):
             link.elapse(script.layer_s[p])
             asked = slice(*script.asked_at[p * layers + layer :][:2])
@@ -77,7 +87,7 @@ def interpret(script: Script, scheduler: Scheduler) -> Played:
                 continue
             for wave, _ in enumerate(scheduler.request(layer, experts[None], seconds[None])):
                 if wave == 0:
-                    scheduler.want(script.wanted_by(p, layer, layers))
+                    ask(p, layer)
         link.elapse(script.head_s[p])
         end[p] = link.clock.read()
         counts[p] = [scheduler.counts[name][0] for name in COUNTERS]

@@ -58,6 +58,20 @@ class MoELayer:
         order = weights.sort(dim=-1, descending=True, stable=True).indices
         return index.gather(-1, order)
 
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The softmax of all that this layer's router says of hidden states [T, H]: [T, E].
+
+        Raises:
+            MobileError: nobody but the block itself knows it.
+        """
+        logits = None if self.router is None else self.router(hidden)[0]
+        if logits is None or logits.shape != (len(hidden), self.num_experts):
+            raise MobileError(
+                f"the router of `{self.name}` does not tell what it thinks of all its {self.num_experts} experts, only "
+                "whom it chose; use a policy that asks for no more, such as policies.Drop."
+            )
+        return logits.float().softmax(dim=-1)
+
 
 def find_layers(model: nn.Module) -> list[MoELayer]:
     """All MoE layers that a text reaches, in the order of computation.

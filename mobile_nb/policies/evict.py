@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ..vocabulary import MobileError
+from ..vocabulary import MobileError, number
+from .predict import Predictor
+from .view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,15 @@ class History:
     uses: np.ndarray  # how often the layer has asked for this expert since the start
     fetched: np.ndarray  # request count when it came
     next_use: np.ndarray | None = None  # number of the pass that asks for it next, inf for never; only a replay knows
+    expected: np.ndarray | None = None  # what `expects` last said of it in this text; None before its first token
 
 
 class Evict(Protocol):
-    """Ranks residents."""
+    """Ranks residents.
+
+    One that looks ahead also has `expects(layer, view)`, asked when a prefetcher is: how much each expert will be
+    needed, [L, E] (`policies.predict`). Its answer comes back as `History.expected`.
+    """
 
     def score(self, history: History) -> np.ndarray:
         """[C, S]; the lowest leaves."""
@@ -63,4 +70,73 @@ class Belady:
         return -history.next_use
 
 
-__all__ = ["LFU", "LRU", "Belady", "Evict", "History"]
+@dataclass(frozen=True)
+class PredictedReuse:
+    """The one that a predictor expects least leaves; recency decides among equals, and alone while a prompt is read.
+
+    MoE-Infinity (arXiv 2401.14361) with `RequestMatrix`: its priority also falls with the distance of the layer, which
+    is the same for all residents of one layer's cache. SMoE (arXiv 2508.18983) with `MeanScore`.
+
+    Attributes:
+        by: who predicts.
+        frequency: weigh what is expected by how often the expert was asked for: FineMoE (arXiv 2502.05370) with
+            `ExpertMap`. The paper names both; that it multiplies them is our reading [inference].
+    """
+
+    by: Predictor
+    frequency: bool = False
+
+    def __post_init__(self):
+        if not hasattr(self.by, "expected"):
+            raise TypeError(
+                "PredictedReuse.by must be a predictor with `expected`, such as those in mobile_nb.policies.predict, "
+                f"got {self.by!r}."
+            )
+
+    def expects(self, layer: int, view: View) -> np.ndarray:
+        return self.by.expected(layer, view)
+
+    def score(self, history: History) -> np.ndarray:
+        recency = history.last_used / (history.last_used.max() + 1.0)  # below 1
+        if history.expected is None:
+            return recency
+        return history.expected * (history.uses if self.frequency else 1) + 1e-9 * recency
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """HOBBIT (arXiv 2411.01433): a weighted sum of how recently and how often an expert was asked for.
+
+    Published with two more terms: how often in high precision, which waits for codecs, and the distance of the layer,
+    which is the same for all residents of one layer's cache. Each term is divided by its largest among the residents
+    [inference]; the weights we did not find [inference].
+
+    Attributes:
+        recency, frequency: weights of the two.
+    """
+
+    recency: float = 0.5
+    frequency: float = 0.5
+
+    def __post_init__(self):
+        for name in ("recency", "frequency"):
+            number(f"Weighted.{name}", getattr(self, name), low=0)
+
+    def score(self, history: History) -> np.ndarray:
+        terms = ((self.recency, history.last_used), (self.frequency, history.uses))
+        return sum(w * term / np.maximum(term.max(axis=1, keepdims=True), 1e-30) for w, term in terms)
+
+
+@dataclass(frozen=True)
+class TwoLevel:
+    """ExpertFlow (arXiv 2510.26730): LRU in two levels. An expert rises when it is asked for in another pass than the
+    one that fetched it, and the lower level leaves first. How the paper tells its levels apart we did not find
+    [inference].
+    """
+
+    def score(self, history: History) -> np.ndarray:
+        again = np.floor(history.last_used) > history.fetched
+        return history.last_used + again * (history.last_used.max() + 1.0)
+
+
+__all__ = ["LFU", "LRU", "Belady", "Evict", "History", "PredictedReuse", "TwoLevel", "Weighted"]

@@ -99,6 +99,10 @@ class BatchDecoder:
                 "batches are for systems whose misses and codec leave the text alone; evaluate an engine instead, "
                 "which writes one text at a time."
             )
+        if getattr(config.count, "by_token", False):
+            raise MobileError(
+                f"batches run one count for all tokens, and {config.count!r} counts for each: evaluate an engine."
+            )
         self.model, self.config = model, config
         self.experts = [RowExperts(layer, config.count, at) for at, layer in enumerate(layers)]
         self.top_k = layers[0].top_k

@@ -77,7 +77,8 @@ class MobileConfig:
     @property
     def lossless(self) -> bool:
         """Whether the text is exactly that of the full model."""
-        return not self.two_passes and self.miss.lossless and self.codec.lossless
+        count = getattr(self.count, "lossless", False)
+        return count and self.miss.lossless and self.codec.lossless
 
 
 def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb: float) -> tuple[int, str]:

@@ -1,4 +1,7 @@
-"""What policies are told in a live run, and how they are asked."""
+"""What policies are told, in a live run and in a replay alike, and how they are asked. See `policies.view.View`.
+
+Legend: L MoE layers · E experts · K experts routed to · T tokens of a pass · N tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,159 @@ from ..vocabulary import PROMPT, MobileError, failed
 if TYPE_CHECKING:  # replays ask policies too, and need no torch
     import torch
 
+    from ..memory.scheduler import Scheduler
     from ..model.adapters import MoELayer
 
 
 @dataclass
-class View:
-    """What a prefetcher may know; see `mobile_nb.policies.prefetch.View`."""
+class Text:
+    """What routers said of the text so far, (mode, ids, weights) with [L, T, K] of each pass that wrote, and how each
+    pass went: counters of the scheduler, [L] each. Only added to, and worked on when somebody asks."""
+
+    passes: list[tuple[str, np.ndarray, np.ndarray]] = field(default_factory=list)
+    outcomes: list[dict[str, np.ndarray]] = field(default_factory=list)
+    _sum: np.ndarray | None = None  # [L, E] of the first `_summed` passes
+    _summed: int = 0
+
+    def routing(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and weights [L, N, K] that pass n added; one that read the whole text again, for want of a KV cache,
+        added its last token."""
+        mode, ids, weights = self.passes[n]
+        return (ids, weights) if mode == PROMPT else (ids[:, -1:], weights[:, -1:])
+
+    def activations(self, layers: int, experts: int) -> np.ndarray:
+        if self._sum is None:
+            self._sum = np.zeros((layers, experts))
+        for n in range(self._summed, len(self.passes)):
+            np.add.at(self._sum, (np.arange(layers)[:, None, None], self.routing(n)[0]), 1)
+        self._summed = len(self.passes)
+        return self._sum.copy()
+
+    def recent(self, tokens: int, layers: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        parts, taken = [], 0
+        for n in reversed(range(len(self.passes))):
+            if taken >= tokens:
+                break
+            parts.insert(0, self.routing(n))
+            taken += parts[0][0].shape[1]
+        if not parts:
+            return np.zeros((layers, 0, top_k), dtype=np.int16), np.zeros((layers, 0, top_k), dtype=np.float32)
+        ids, weights = (np.concatenate(part, axis=1)[:, -tokens:] for part in zip(*parts, strict=True))
+        return ids, weights
+
+
+@dataclass
+class Facts:
+    """What a live run and a replay know in the same way.
+
+    Attributes:
+        scheduler: where policies may look at the device; None where nothing is played yet.
+        the others: see `policies.view.View`.
+    """
 
     layers: int
+    experts: int
+    top_k: int
     mode: str = PROMPT
+    at: int = -1
     evicted: list[list[int]] | None = None
-    hidden: torch.Tensor | None = None
-    found: list[MoELayer] = field(default_factory=list)
-    at: int = -1  # the layer at hand
-    read: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # what gates said: (layers ahead, layer)
-    last: tuple[np.ndarray, np.ndarray] | None = None  # ids and weights of the pass that wrote the last token
+    text: Text = field(default_factory=Text)
+    scheduler: Scheduler | None = None
 
     @property
     def previous(self) -> list[list[int]] | None:
-        return None if self.last is None else best_first(*(part[:, -1:] for part in self.last))
+        """None where no token of this text stayed yet."""
+        if not self.text.passes:
+            return None
+        _, ids, weights = self.text.passes[-1]
+        return best_first(ids[:, -1:], weights[:, -1:])
+
+    @property
+    def activations(self) -> np.ndarray:
+        return self.text.activations(self.layers, self.experts)
+
+    def recent(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.text.recent(tokens, self.layers, self.top_k)
+
+    def routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= layer <= self.at:
+            raise MobileError(f"layer {layer} is not routed yet at layer {self.at}: a policy can only ask back.")
+        ids, weights = self._routed(layer)
+        order = np.argsort(-weights, kind="stable")
+        return ids[order], weights[order]
+
+    def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def resident(self, layer: int) -> list[int]:
+        return self._playing.cache.residents(layer)
+
+    @property
+    def outcomes(self) -> list[dict[str, np.ndarray]]:
+        return self.text.outcomes if self._playing else []
+
+    @property
+    def _playing(self) -> Scheduler:
+        if self.scheduler is None:
+            raise MobileError("a prefetcher that looks at the device must say so: `revises = True`.")
+        return self.scheduler
+
+
+@dataclass
+class View(Facts):
+    """Of a live run."""
+
+    found: list[MoELayer] = field(default_factory=list)
+    calls: list[list] = field(default_factory=list)  # of this pass, per layer: index and weights [T, K] of each call
+    hidden: torch.Tensor | None = None
+    read: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # what gates said: (layers ahead, layer)
+
+    def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        index, weights = self.calls[layer][-1]
+        return index[-1].to("cpu").numpy(), weights[-1].to("cpu").float().numpy()
 
     def gate(self, layer: int) -> list[int]:
-        """The experts that `layer`'s router gives on the hidden state of the layer at hand, best first."""
         said = self.found[layer].route(self.hidden)[0].tolist()
         if layer > self.at:
             self.read[layer - self.at, layer] = said
         return said
 
+    def scores(self, layer: int) -> list[float]:
+        return self.found[layer].scores(self.hidden)[0].tolist()
+
+    def foretold(self, layer: int) -> list[int] | None:
+        ahead = min((ahead for ahead, of in self.read if of == layer), default=None)
+        return None if ahead is None else self.read[ahead, layer]
+
     def coming(self, layer: int):
         raise MobileError("this prefetcher asks for experts that the model has not chosen yet; use it with replay().")
+
+
+def consult(config, at: int, view: Facts, scheduler: Scheduler) -> None:
+    """Asks for what evictions look ahead to, then for prefetches, and passes both on."""
+    view.at = at
+    if looks_ahead(config):
+        answer = ask(config.evict, "expects", at, view)
+        expected = np.asarray(answer, dtype=float) if isinstance(answer, np.ndarray) else None
+        if expected is None or expected.shape != (view.layers, view.experts) or np.isnan(expected).any():
+            raise MobileError(
+                f"the eviction policy {config.evict!r} must answer `expects` with an array "
+                f"[{view.layers}, {view.experts}] without NaN, got {np.shape(answer)}."
+            )
+        scheduler.cache.expected = expected
+    wanted, instead = ask(config.prefetch, "wanted", at, view), revises(config)
+    if wanted or instead:
+        scheduler.want(wanted, instead=instead)
+
+
+def looks_ahead(config) -> bool:
+    """Whether its evictions depend on what is expected."""
+    return hasattr(config.evict, "expects")
+
+
+def revises(config) -> bool:
+    """Whether its prefetcher looks at the device."""
+    return bool(getattr(config.prefetch, "revises", False))
 
 
 def read_gates(read: dict, shape: Sequence[int]) -> np.ndarray | None:
@@ -78,4 +205,4 @@ def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
     return np.take_along_axis(ids[:, 0], order, axis=1).tolist()
 
 
-__all__ = ["View", "ask", "best_first", "decided", "read_gates"]
+__all__ = ["Facts", "Text", "View", "ask", "best_first", "consult", "decided", "looks_ahead", "read_gates", "revises"]

@@ -1,23 +1,53 @@
-"""What a prefetcher may know at each point of a replay, and all that it wants there."""
+"""What policies may know at each point of a replay: all that a prefetcher wants, beforehand or while it plays."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from ..memory.scheduler import pairs_of
+from ..memory.scheduler import Scheduler, pairs_of
 from ..policies import Nothing
 from ..vocabulary import PROMPT, MobileError
-from .facts import ask
+from .config import MobileConfig
+from .facts import Facts, Text, ask, consult, revises
 from .tape import Selection, Tape
 
 
-class Foresight:
-    """A `policies.prefetch.View` that walks through a selection of a tape."""
+class Foresight(Facts):
+    """A `policies.view.View` that walks through a selection of a tape."""
 
     def __init__(self, tape: Tape, selection: Selection, asked_at: np.ndarray, asked: np.ndarray):
+        super().__init__(tape.layers, tape.experts, tape.ids.shape[2])
         self.tape, self.selection, self.asked_at, self.asked = tape, selection, asked_at, asked
-        self.layers, self.mode, self.evicted, self.previous = tape.layers, PROMPT, None, None
-        self.at = self.n = -1
+        self.n = self._wrote = -1  # the pass at hand, and the one that wrote the last token
+
+    def enter(self, n: int) -> None:
+        """The moment before pass n of the selection; passes are entered in order."""
+        index, wrote = self.selection.index, self.selection.wrote
+        done, before = self.tape.passes[index[n]], self.tape.passes[index[n - 1]]
+        self.n, self.at, self.mode, self.single = n, -1, done.mode, done.ids.shape[1] == 1
+        rewrites = n > 0 and not wrote[n - 1]
+        self.evicted = self.tape.best[index[n - 1]].tolist() if rewrites else None
+        if self.mode == PROMPT:
+            self.text = Text()
+        elif n > 0 and not rewrites:
+            self.text.passes.append((before.mode, before.ids, before.weights))
+            self._wrote = n - 1
+
+    @property
+    def points(self) -> range:
+        """The layers at which a live run asks its policies in this pass."""
+        return range(-1, -1 if self.mode == PROMPT else self.layers if self.single else 0)
+
+    @property
+    def previous(self) -> list[list[int]] | None:
+        """From the tape, where it is in order already."""
+        return self.tape.best[self.selection.index[self._wrote]].tolist() if self.text.passes else None
+
+    def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        done = self.tape.passes[self.selection.index[self.n]]
+        return done.ids[layer, -1], done.weights[layer, -1]
 
     def gate(self, layer: int) -> list[int]:
         """What the gate said in the recording."""
@@ -29,29 +59,48 @@ class Foresight:
             )
         return gates[ahead, layer].tolist()
 
+    def scores(self, layer: int):
+        raise MobileError("a trace holds the scores of the experts that a router chose, not of all; run this live.")
+
     def coming(self, layer: int) -> list[int]:
         """What this pass will ask for."""
         return self.asked[slice(*self.asked_at[self.n * self.layers + layer :][:2])].tolist()
 
-    def wanted(self, prefetch) -> dict[str, np.ndarray]:
-        """The `wanted` arrays of a script."""
-        index, wrote, layers = self.selection.index, self.selection.wrote, self.layers
+    def wanted(self, config: MobileConfig) -> dict[str, np.ndarray]:
+        """The `wanted` arrays of a script; empty where the prefetcher is asked while it plays."""
+        count, layers, prefetch = len(self.selection.index), self.layers, config.prefetch
         pairs: list[tuple[int, int]] = []
-        bounds = np.zeros(len(index) * (layers + 1) + 1, dtype=np.int64)
-        for n, i in enumerate(index if not isinstance(prefetch, Nothing) else ()):
-            self.n, self.mode = n, self.tape.passes[i].mode
-            rewrites = n > 0 and not wrote[n - 1]
-            self.evicted = self.tape.best[index[n - 1]].tolist() if rewrites else None
-            if self.mode == PROMPT:
-                self.previous = None
-            elif not rewrites and n > 0:
-                self.previous = self.tape.best[index[n - 1]].tolist()
-            for self.at in range(-1, layers):
-                if self.mode != PROMPT and (self.at < 0 or self.tape.single[i]):
-                    pairs += pairs_of(ask(prefetch, "wanted", self.at, self), layers, self.tape.experts)
-                bounds[n * (layers + 1) + self.at + 2] = len(pairs)
+        bounds = np.zeros(count * (layers + 1) + 1, dtype=np.int64)
+        for n in range(0 if isinstance(prefetch, Nothing) or revises(config) else count):
+            self.enter(n)
+            first, points = n * (layers + 1) + 2, self.points
+            for self.at in points:
+                pairs += pairs_of(ask(prefetch, "wanted", self.at, self), layers, self.experts)
+                bounds[first + self.at] = len(pairs)
+            bounds[first + len(points) - 1 : first + layers] = len(pairs)
         flat = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         return {"wanted_at": bounds, "wanted": flat}
+
+    def beside(self, config: MobileConfig, scheduler: Scheduler) -> Callable[[int, int], None]:
+        """What `interpret` calls at each (pass, layer), so that policies see what a live run would show them."""
+        self.scheduler, totals = scheduler, None
+
+        def consulted(n: int, layer: int) -> None:
+            nonlocal totals
+            if layer < 0:
+                now = {name: count[0].copy() for name, count in scheduler.counts.items()}
+                gone = None if totals is None else {name: now[name] - totals[name] for name in now}
+                totals, before = now, self.text
+                self.enter(n)
+                if self.mode == PROMPT:
+                    scheduler.cache.expected = None
+                elif gone is not None:
+                    before.outcomes.append(gone)
+            self.at = layer
+            if layer in self.points:
+                consult(config, layer, self, scheduler)
+
+        return consulted
 
 
 __all__ = ["Foresight"]

@@ -22,7 +22,7 @@ def layout(tape: Tape, selection: Selection, config: MobileConfig) -> dict:
     found["amounts"] = np.unique(amounts, return_inverse=True)
     found["tokens"] = np.unique(tape.tokens[selection.index], return_inverse=True)
     found["next_ask"], found["first_ask"] = uses(asked_at, asked, tape.layers, tape.experts)
-    return found | Foresight(tape, selection, asked_at, asked).wanted(config.prefetch)
+    return found | Foresight(tape, selection, asked_at, asked).wanted(config)
 
 
 def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,6 +41,8 @@ def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.n
             if run < k or over is not None:
                 chosen[rows, layer] = -1
                 chosen[rows, layer, :run] = tape.best[index[rows], layer, :run]
+        if mode != PROMPT and getattr(config.count, "by_token", False):
+            _by_token(config.count, mode, rows, tape, index, counts, chosen)
     for n in np.flatnonzero(~tape.single[index]):
         done = tape.passes[index[n]]
         for layer, (run, over) in enumerate(runs[done.mode]):
@@ -55,6 +57,19 @@ def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.n
         here = slice(*asked_at[n * layers + layer :][:2])
         asked[here], amounts[here] = experts, served
     return asked_at, asked, amounts
+
+
+def _by_token(count, mode: str, rows: np.ndarray, tape: Tape, index: np.ndarray, counts, chosen) -> None:
+    """What a count policy says of each token, from its weights."""
+    k = tape.ids.shape[2]
+    for n in rows.tolist():
+        weights = np.sort(tape.passes[index[n]].weights[:, -1], axis=1)[:, ::-1].tolist()
+        for layer, told in enumerate(weights):
+            run, over = count.run(mode, layer, k, told)
+            counts[n, layer] = run
+            if run < k or over is not None:
+                chosen[n, layer] = -1
+                chosen[n, layer, :run] = tape.best[index[n], layer, :run]
 
 
 def costed(layout: dict, costs: Costs | None) -> Script:

@@ -20,10 +20,12 @@ from ..memory.cache import Cache
 from ..memory.link import SimulatedLink
 from ..memory.scheduler import COUNTERS, Scheduler
 from ..memory.script import Played, interpret
-from ..policies import LFU, LRU, Belady
+from ..policies import LFU, LRU, Belady, Nothing
 from ..trace import Copy, Trace
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig, choose_slots, conditions, found
+from .facts import looks_ahead, revises
+from .foresight import Foresight
 from .layout import costed, layout
 from .tape import Selection, Tape
 
@@ -130,7 +132,9 @@ def replay(
     """
     tape = trace if isinstance(trace, Tape) else Tape(trace)
     selection = tape.select(config)
-    return play_laid(tape, selection, layout(tape, selection, config), config, hardware, geometry, record=True)
+    everybody = config.slots is not None and config.slots >= tape.experts  # then nobody is asked whom to fetch
+    laid = layout(tape, selection, replace(config, prefetch=Nothing()) if everybody else config)
+    return play_laid(tape, selection, laid, config, hardware, geometry, record=True)
 
 
 def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, geometry, *, record: bool) -> Replay:
@@ -141,7 +145,8 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     free_gb = 0.9 * hardware.device_gb - geometry.other_gb
     slots, chosen = choose_slots(config, geometry, tape.experts, free_gb)
     script = costed(laid, costs)
-    if type(config.evict) in COMPILED:
+    asked = looks_ahead(config) or revises(config)  # while it plays
+    if type(config.evict) in COMPILED and not asked:
         from ..memory.compiled import play
 
         leaves = COMPILED.index(type(config.evict))
@@ -149,7 +154,9 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     else:
         link = SimulatedLink(VirtualClock(), tape.layers, slots, costs.fetch_s)
         cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
-        played = interpret(script, Scheduler(cache, link, record=record))
+        scheduler = Scheduler(cache, link, record=record)
+        beside = Foresight(tape, selection, laid["asked_at"], laid["asked"]).beside(config, scheduler)
+        played = interpret(script, scheduler, beside if asked else None)
     about = about | conditions(config, costs, slots, chosen) | {"exact": selection.exact}
     about["time"] += ", replayed"
     gamma = getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan

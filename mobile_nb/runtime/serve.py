@@ -21,7 +21,7 @@ from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
-from .facts import View, ask, read_gates
+from .facts import Text, View, ask, consult, read_gates
 
 
 class Server:
@@ -41,10 +41,11 @@ class Server:
         self.host_cache: HostCache | None = None
         self._slots: list[Slots] = []
         self.link = make_link(self._move)
-        experts = layers[0].num_experts
+        experts, top_k = layers[0].num_experts, layers[0].top_k
         self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
-        self.view = View(len(layers), found=layers)
+        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers)
         self.mode: str | None = None  # None: the model was called outside a pass
+        self._by_token = getattr(config.count, "by_token", False)
         self._device, self._compute, self._ended = device, [], None
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
@@ -104,10 +105,12 @@ class Server:
 
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
         """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
-        if evicted is None:  # the pass before wrote a token
-            self.view.last = None if mode == PROMPT else self._ended
+        if mode == PROMPT:
+            self.view.text, self.scheduler.cache.expected = Text(), None
+        elif evicted is None:  # the pass before wrote a token
+            self.view.text.passes.append((self.view.mode, *self._ended))
         self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
-        self._routed = [[] for _ in self.layers]
+        self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
         self._prefetch(-1)
@@ -122,6 +125,7 @@ class Server:
         weights = torch.stack([torch.cat([w for _, w in calls]) for calls in self._routed])
         since = {name: self.scheduler.counts[name][0] - before for name, before in self._before.items()}
         self._ended = ids.to("cpu", torch.int16).numpy(), weights.to("cpu", torch.float32).numpy()
+        self.view.text.outcomes.append(since)
         return {
             "ids": self._ended[0],
             "weights": self._ended[1],
@@ -142,7 +146,7 @@ class Server:
             self._routed[at].append((index, weights))
         else:
             self.gaps = True
-        run, over = self._count(at, layer.top_k)
+        run, over = self._count(at, layer.top_k, weights)
         if run < layer.top_k or over is not None:
             index, weights = best(index, weights, run, over, layer.renormalises, layer.scale)
         self.link.elapse(self.costs.layer_s(tokens))
@@ -152,8 +156,11 @@ class Server:
             return self._one_token(at, hidden, index, weights)
         return self._many_tokens(at, hidden, index, weights)
 
-    def _count(self, at: int, k: int) -> tuple[int, int | None]:
-        answer = ask(self.config.count, "run", self.mode or PROMPT, at, k)
+    def _count(self, at: int, k: int, weights: torch.Tensor) -> tuple[int, int | None]:
+        mode, told = self.mode or PROMPT, ()
+        if self._by_token and len(weights) == 1 and mode != PROMPT:
+            told = (sorted(weights[0].float().tolist(), reverse=True),)
+        answer = ask(self.config.count, "run", mode, at, k, *told)
         try:
             run, over = answer
             if 1 <= run.__index__() <= k and (over is None or 1 <= over.__index__() <= k):
@@ -179,16 +186,14 @@ class Server:
         return self._compute[at](hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
-        ids = index[0].tolist()
+        ids, self.view.hidden = index[0].tolist(), hidden
         if not self.config.miss.lossless and self.mode not in (None, PROMPT):
-            there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids]]
-            ids = self._replaced(ids, ask(self.config.miss, "serve", ids, weights[0].tolist(), there))
+            ids = self._replaced(at, ids, weights[0].float().tolist())
         columns: dict[int, list[int]] = {}  # expert -> positions it serves
         for position, expert in enumerate(ids):
             if expert is not None:
                 columns.setdefault(int(expert), []).append(position)
         asked = np.array([list(columns)], dtype=np.int64)
-        self.view.hidden = hidden
         out, first = None, True
         for wave in self.scheduler.request(at, asked, np.full(asked.shape, self.costs.expert_s())):
             if first:
@@ -203,7 +208,13 @@ class Server:
             out = part if out is None else out + part
         return torch.zeros_like(hidden) if out is None else out
 
-    def _replaced(self, asked: list[int], answer) -> list:
+    def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
+        """Who runs in the place of each asked expert: the miss policy is asked best first, and answers so."""
+        self.view.at = at
+        order = sorted(range(len(ids)), key=lambda position: -weights[position])
+        asked = [ids[position] for position in order]
+        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, asked].tolist()]
+        answer = ask(self.config.miss, "serve", asked, [weights[p] for p in order], there, self.view)
         experts = self.layers[0].num_experts
         right = isinstance(answer, Sequence) and len(answer) == len(asked)
         if not right or not all(e is None or e in range(experts) for e in answer):
@@ -211,7 +222,7 @@ class Server:
                 f"the policy {self.config.miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1} "
                 f"or None for nobody, got {answer!r}."
             )
-        return answer
+        return [expert for _, expert in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
 
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
@@ -236,10 +247,7 @@ class Server:
 
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):
-            self.view.at = at
-            wanted = ask(self.config.prefetch, "wanted", at, self.view)
-            if wanted:
-                self.scheduler.want(wanted)
+            consult(self.config, at, self.view, self.scheduler)
 
     def _move(self, at: int, expert: int, slot: int) -> None:
         """The copy itself: one block."""

@@ -113,7 +113,8 @@ class Tape:
         modes = [p.mode for p in self.passes]
         steps = {(p.request, p.step) for p in self.passes if p.mode == LITTLE}
         both = {(p.request, p.step) for p in self.passes if p.mode == BIG}
-        if repr(config.count) != "TopK()" or not steps <= both:
+        foreign = bool(both - steps)  # one pass a token, and not of the full model
+        if repr(config.count) != "TopK()" or foreign or not steps <= both:
             more = ", or replay a recording with gamma above 1, which holds the big model's passes too"
             raise MobileError(_refusal("count", asked["count"], repr(config.count), more))
         index = np.array([i for i, mode in enumerate(modes) if mode != LITTLE])

@@ -1,39 +1,13 @@
-"""Question 3: which experts to fetch before they are asked for?
-
-A prefetcher answers with `Wanted` lists, in the order in which the link should take them. What is resident already is
-skipped, what is asked for on demand overtakes, and what has not started when its layer comes is dropped.
-"""
+"""Prefetchers that repeat what a router has said: of the evicted token, of the token before, or ahead of time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from ..vocabulary import Wanted, whole
-
-
-class View(Protocol):
-    """What may be known while a token is computed. Ids are best first."""
-
-    layers: int  # MoE layers of the model
-    mode: str  # "little" or "big"
-    evicted: Sequence[Sequence[int]] | None  # per layer, the router's K experts of the evicted token; None: no eviction
-    previous: Sequence[Sequence[int]] | None  # per layer, the router's K experts of the last token that stayed
-
-    def gate(self, layer: int) -> Sequence[int]:
-        """The K experts that `layer`'s router gives on the hidden state at hand."""
-        ...
-
-    def coming(self, layer: int) -> Sequence[int]:
-        """The experts that this pass will ask `layer` for: only a replay knows."""
-        ...
-
-
-class Prefetch(Protocol):
-    """Asked with layer -1 before a pass, and then after each layer's routing is known."""
-
-    def wanted(self, layer: int, view: View) -> list[Wanted]: ...
+from ...vocabulary import Wanted, whole
+from ..view import View
+from .ask import Prefetch
 
 
 @dataclass(frozen=True)
@@ -156,4 +130,4 @@ def _ahead(known: Callable[[int], Sequence[int]], layer: int, layers: int, polic
     return [Wanted(at, tuple(known(at)[: policy.experts])) for at in here if at < layers]
 
 
-__all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "Prefetch", "PreviousToken", "ReadGates", "View"]
+__all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "PreviousToken", "ReadGates"]

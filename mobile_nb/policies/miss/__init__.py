@@ -1,0 +1,11 @@
+"""Question 4: what to do about an expert that is asked for and not on the device?
+
+Asked only for single tokens, never for the prompt. Anything but waiting changes the text.
+"""
+
+from .ask import Miss
+from .buddy import Buddies, Buddy
+from .plain import Anybody, Drop, Wait
+from .score import Foretold, NearScore, NextRanked
+
+__all__ = ["Anybody", "Buddies", "Buddy", "Drop", "Foretold", "Miss", "NearScore", "NextRanked", "Wait"]

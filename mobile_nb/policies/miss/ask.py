@@ -1,0 +1,55 @@
+"""What a miss policy is asked, and the loop that substitutions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..view import View
+
+
+class Miss(Protocol):
+    """Rewrites a token's expert list before it is fetched."""
+
+    lossless: bool
+
+    def serve(
+        self, experts: Sequence[int], weights: Sequence[float], resident: Sequence[bool], view: View
+    ) -> list[int | None]:
+        """For each asked expert, best first: the expert to run in its place (itself: fetch it), or None for nobody.
+
+        An expert that runs in another's place takes over its weight. One may stand in for several.
+
+        Args:
+            experts: ids asked for.   weights: their routing weights.   resident: whether each is on the device.
+            view: everything else; `view.at` is the layer.
+        """
+        ...
+
+
+def substituted(
+    experts: Sequence[int],
+    resident: Sequence[bool],
+    view: View,
+    choose: Callable[[int, list[int]], int | None],
+    most: int | None = None,
+) -> list[int]:
+    """The asked experts with absent ones replaced, best first, by residents that this token does not use yet.
+
+    Args:
+        choose: (absent expert, residents that are free) -> who runs in its place; None: nobody, so it is fetched.
+        most: substitutions at most; None for no limit.
+    """
+    served = list(experts)
+    free = [e for e in view.resident(view.at) if e not in served]
+    left = len(served) if most is None else most
+    for at, (expert, there) in enumerate(zip(experts, resident, strict=True)):
+        other = None if there or not left or not free else choose(expert, free)
+        if other is not None:
+            served[at] = other
+            free.remove(other)
+            left -= 1
+    return served
+
+
+__all__ = ["Miss", "substituted"]

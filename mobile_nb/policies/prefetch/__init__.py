@@ -1,0 +1,27 @@
+"""Question 3: which experts to fetch before they are asked for?
+
+A prefetcher answers with `Wanted` lists, in the order in which the link should take them. What is resident already is
+skipped, what is asked for on demand overtakes, and what has not started when its layer comes is dropped.
+"""
+
+from ..view import View
+from .ask import Prefetch
+from .expected import AdaptiveDepth, ByPriority, Cumulative
+from .gates import NearestAbsent, TopScore
+from .known import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
+
+__all__ = [
+    "AdaptiveDepth",
+    "ByPriority",
+    "Cumulative",
+    "EvictedRouter",
+    "NearestAbsent",
+    "NextGate",
+    "Nothing",
+    "Oracle",
+    "Prefetch",
+    "PreviousToken",
+    "ReadGates",
+    "TopScore",
+    "View",
+]

@@ -1,0 +1,244 @@
+"""Every policy in every slot of the matrix, and every published system, on one tiny model: the laws that each passes.
+
+Law 3 (conservation) holds for all; those that are loss-free write the full model's tokens (laws 1 and 4) and, where a
+trace holds what they ask for, a replay is the live run to the last bit (law 6).
+"""
+
+import itertools
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from helpers import EXPERTS, GREEDY, make, middle_gamma, plain, prompt, refused
+
+from mobile_nb import offload, policies, replay, systems
+from mobile_nb.policies import (
+    LFU,
+    LRU,
+    AdaptiveDepth,
+    Always,
+    Anybody,
+    Buddies,
+    Buddy,
+    ByPriority,
+    Cumulative,
+    Drop,
+    Entropy,
+    EvictedRouter,
+    ExpertMap,
+    Foretold,
+    Fraction,
+    Full,
+    Maps,
+    Margin,
+    MaxProbability,
+    MeanScore,
+    NearestAbsent,
+    NearScore,
+    Never,
+    NextGate,
+    NextRanked,
+    Nothing,
+    PerLayer,
+    PredictedReuse,
+    PreviousToken,
+    ReadGates,
+    RequestMatrix,
+    Requests,
+    Sensitivity,
+    Successors,
+    TargetFallback,
+    TopK,
+    TopScore,
+    TwoLevel,
+    Wait,
+    Weighted,
+)
+from mobile_nb.runtime.config import QUESTIONS
+
+NAME, LAYERS, NEW = "qwen2_moe", 3, 7
+RUN = GREEDY | {"max_new_tokens": NEW}
+MACHINE = {"hardware": "t4-colab", "geometry": "qwen1.5-moe-a2.7b"}  # a slow link: prefetches are late, or never start
+
+
+@cache
+def model():
+    return make(NAME)
+
+
+@cache
+def past():
+    """What there is to learn from: other texts of the same model."""
+    with offload(model(), systems.on_demand(slots=4)) as engine:
+        for seed in range(3, 7):
+            engine.generate(prompt(9, seed=seed), max_new_tokens=9, **GREEDY)
+        return engine.trace
+
+
+@cache
+def predictors():
+    trace = past()
+    found = [RequestMatrix(Requests.from_trace(trace)), ExpertMap(Maps.from_trace(trace)), Successors.from_trace(trace)]
+    return [*found, MeanScore(4)]
+
+
+@cache
+def choices():
+    """Every policy that a live run can have, by question."""
+    return {
+        "count": [TopK(), Fraction(), PerLayer((3, 2, 4)), Sensitivity((1.0, 0.5, 2.0), 0.1)],
+        "keep": [Always(), Never(), MaxProbability(0.1), Margin(0.02), Entropy(0.03), TargetFallback(0.3)],
+        "prefetch": [
+            *(Nothing(), EvictedRouter(), PreviousToken(), NextGate(), ReadGates(), NearestAbsent(), TopScore()),
+            *(make(by) for make in (ByPriority, Cumulative, AdaptiveDepth) for by in predictors()),
+        ],
+        "miss": [
+            *(Wait(), Drop(), Buddy(Buddies.from_trace(past()), tau=0, beta=2), Anybody(), NearScore(), NextRanked()),
+            Foretold(),
+        ],
+        "evict": [LRU(), LFU(), Weighted(), TwoLevel()]
+        + [PredictedReuse(by, frequency) for by in predictors() for frequency in (False, True)],
+        "codec": [Full()],
+    }
+
+
+BASES = {
+    "on demand": lambda: systems.on_demand(slots=3),
+    "MoBiLE": lambda: systems.mobile(middle_gamma(model(), prompt(), NEW), slots=5),
+    "everything learned": lambda: systems.moe_infinity(
+        Requests.from_trace(past()), slots=4, miss=Buddy(Buddies.from_trace(past()), tau=0, beta=2)
+    ),
+}
+SIZES = {"count": 4, "keep": 6, "prefetch": 19, "miss": 7, "evict": 12, "codec": 1}  # of `choices`, which takes a model
+EVERY = [(question, n) for question, size in SIZES.items() for n in range(size)]
+
+
+def write(config, seeds=(0, 1), **words):
+    """The texts of two prompts, and the engine that wrote them."""
+    with offload(model(), config, **(MACHINE | words)) as engine:
+        texts = [engine.generate(prompt(7, seed=seed), **RUN).token_ids for seed in seeds]
+    return texts, engine
+
+
+@cache
+def full():
+    return plain(model(), prompt(7), NEW)
+
+
+def check_conservation(engine, slots):
+    report, passes = engine.report(), engine.trace.passes
+    assert (report.hits + report.misses == report.requests).all()
+    assert all((p.hits + p.misses == p.requests).all() and (p.late <= p.hits).all() for p in passes)
+    copies = [copy for p in passes for copy in p.copies]
+    assert len(copies) == (report.misses + report.prefetches).sum()
+    assert sum(copy.kind == "demand" for copy in copies) == report.misses.sum()
+    assert (report.used + report.wasted <= report.prefetches).all()
+    assert (report.resident <= slots).all()
+    assert all(a.end <= b.begin + 1e-12 for a, b in itertools.pairwise(copies)), "one copy at a time"
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("question", "n"), EVERY, ids=[f"{question}-{n}" for question, n in EVERY])
+def test_every_policy_works_in_its_slot_and_moves_what_it_says(base, question, n):
+    config = replace(BASES[base](), **{question: choices()[question][n]})
+    (text,), engine = write(config, seeds=[0])
+    check_conservation(engine, config.slots)
+    assert len(text) == NEW
+    if config.lossless:
+        assert text == full()
+
+
+def test_the_list_of_choices_is_complete():
+    """Whoever adds a policy adds it here, or says why not."""
+    here = {type(policy).__name__ for some in choices().values() for policy in some}
+    predicts = {"ExpertMap", "MeanScore", "RequestMatrix", "Successors"}
+    learned, replays = {"Buddies", "Maps", "Requests"}, {"Belady", "Oracle"}
+    assert here == set(policies.__all__) - predicts - learned - replays
+    assert {question: len(some) for question, some in choices().items()} == SIZES
+    assert set(SIZES) == set(QUESTIONS)
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+SYSTEMS = {
+    "big": lambda: systems.big(slots=3),
+    "on_demand": lambda: systems.on_demand(slots=3),
+    "little": lambda: systems.little(slots=3),
+    "mobile": lambda: systems.mobile(middle_gamma(model(), prompt(), NEW), slots=4),
+    "next_gate": lambda: systems.next_gate(slots=4),
+    "moe_infinity": lambda: systems.moe_infinity(Requests.from_trace(past()), slots=4),
+    "finemoe": lambda: systems.finemoe(Maps.from_trace(past()), ahead=1, slots=4),
+    "expertflow": lambda: systems.expertflow(Successors.from_trace(past()), start=1, slots=4),
+    "adapmoe": lambda: systems.adapmoe((1.0, 0.5, 2.0), 0.1, slots=4),
+    "lexi": lambda: systems.lexi((3, 2, 4), slots=4),
+    "early_routing": lambda: systems.early_routing(slots=4),
+    "buddymoe": lambda: systems.buddymoe(Buddies.from_trace(past()), tau=0, beta=2, slots=5),
+    "smoe": lambda: systems.smoe(slots=5),
+    "anybody": lambda: systems.anybody(slots=5),
+    "drop": lambda: systems.drop(slots=5),
+}
+EXACT = {"big", "on_demand", "next_gate", "moe_infinity", "finemoe", "expertflow"}
+CHANGES_EXPERTS = {"early_routing", "buddymoe", "smoe", "anybody", "drop"}  # a replay cannot tell whom
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_exact_where_its_row_says_so_and_conserves_in_any_case(name):
+    config = SYSTEMS[name]()
+    assert config.lossless == (name in EXACT)
+    for slots in (1, 2, config.slots, EXPERTS - 1, EXPERTS):
+        (text,), engine = write(replace(config, slots=slots), seeds=[0])
+        check_conservation(engine, slots)
+        if config.lossless:
+            assert text == full()
+
+
+def test_the_lossy_ones_change_the_text():
+    """Otherwise they would not be tried here at all."""
+    for name in CHANGES_EXPERTS:
+        texts = [write(replace(SYSTEMS[name](), slots=slots), seeds=[0])[0] for slots in (2, 5)]
+        assert any(text != full() for (text,) in texts), name
+
+
+@pytest.mark.parametrize("slots", [1, 3, 6, EXPERTS])
+@pytest.mark.parametrize("name", sorted(SYSTEMS.keys() - CHANGES_EXPERTS))
+def test_a_systems_replay_is_its_live_run(name, slots):
+    config = replace(SYSTEMS[name](), slots=slots)
+    _, engine = write(config)
+    assert replay(engine.trace, config).trace.passes == engine.trace.passes
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES_EXPERTS))
+def test_who_changes_experts_cannot_be_replayed(name):
+    _, engine = write(SYSTEMS[name]())
+    with refused("cannot tell whom", "run it live"):
+        replay(engine.trace, SYSTEMS[name]())
+
+
+@pytest.mark.parametrize("evict", range(SIZES["evict"]))
+def test_an_eviction_replayed_on_another_run_is_what_it_would_have_done(evict):
+    recorded, other = write(systems.on_demand(slots=2)), systems.on_demand(slots=4, evict=choices()["evict"][evict])
+    again, live = replay(recorded[1].trace, other).trace.passes, write(other)[1].trace.passes
+    for one, two in zip(again, live, strict=True):  # other slots sum weights in another order
+        assert (one.begin, one.end, one.copies, one.hits.tolist()) == (
+            two.begin,
+            two.end,
+            two.copies,
+            two.hits.tolist(),
+        )
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_nobody_hits_more_than_an_oracle_or_evicts_better_than_belady(name):
+    """Law 8, on a run that holds what all of them ask for."""
+    gates = systems.on_demand(slots=4, prefetch=ReadGates(ahead=3))
+    trace = write(gates)[1].trace
+    config = replace(SYSTEMS[name](), slots=4)
+    found = replay(trace, config, **MACHINE)
+    oracle = replay(trace, systems.on_demand(slots=4, prefetch=policies.Oracle()), **MACHINE)
+    assert found.hit_rate <= oracle.hit_rate
+    alone = replay(trace, replace(config, prefetch=Nothing()), **MACHINE)
+    assert alone.hit_rate <= replay(trace, systems.on_demand(slots=4, evict=policies.Belady()), **MACHINE).hit_rate
+
+
+def test_every_system_is_tried_here():
+    assert SYSTEMS.keys() == set(systems.__all__)
