@@ -1,4 +1,4 @@
-"""The picture of the README: one text, who wrote it, and two of its tokens on demand and with MoBiLE. Simulated.
+"""The picture of the README: one text, who wrote it, and a few of its tokens on demand and with MoBiLE. Simulated.
 
     python data/recipes/picture.py
 
@@ -22,7 +22,7 @@ GEOMETRY, CARD = "olmoe-1b-7b", "RTX 4080, PCIe 4"
 
 def main() -> None:
     model, tokenizer = load("tiny-olmoe")
-    problem = tasks.load("word-problems", n=40)[5]
+    (problem,) = tasks.load("word-problems", n=1)
     runs = {"on demand": systems.on_demand(slots=16), "MoBiLE, γ 0.7": systems.mobile(0.7, slots=16)}
     traces = {}
     for name, config in runs.items():
@@ -30,14 +30,15 @@ def main() -> None:
             written = engine.generate(problem.prompt, max_new_tokens=128)
         traces[name] = engine.trace
     fell = [step for step, one in enumerate(written.steps) if one.fell_back]
-    shown = [fell[len(fell) // 2] - 1, fell[len(fell) // 2]]  # a little token, and one that was written again
+    number = next((step for step in fell if written.steps[step].text.strip().isdigit()), fell[0])
+    shown = range(max(1, number - 3), number + 1)  # little tokens, and one written again: a number, if there is one
     lanes = [metrics.spans(trace, steps=shown).assign(system=name) for name, trace in traces.items()]
     words = "".join(written.steps[at].text for at in shown).strip()
     ms = {name: 1e3 * metrics.seconds_per_token(trace.to_frame()) for name, trace in traces.items()}
     before, after = ms.values()
     about = (
         f"Simulated: {CARD}, timed as OLMoE-1B-7B, 16 of 64 experts a layer on the card.<br>"
-        f"A token takes {before:.1f} ms on demand and {after:.1f} ms with MoBiLE; below, the two tokens “{words}”"
+        f"A token takes {before:.1f} ms on demand and {after:.1f} ms with MoBiLE; below, the tokens “{words}”"
     )
     figure = figures.overview(written, pd.concat(lanes, ignore_index=True), about=about)
     out = ROOT / "data" / "results" / "overview.png"

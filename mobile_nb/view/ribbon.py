@@ -42,7 +42,8 @@ def draw(figure: go.Figure, steps: Sequence[Step], *, row: int | None = None, le
     placed = list(_placed(steps))
     for line, at, step, text in placed:
         if step.wrote == BIG and text.strip():
-            box = {"x0": at, "x1": at + len(text), "y0": line - 0.42, "y1": line + 0.42, "line_width": 0}
+            blank = len(text) - len(text.lstrip())
+            box = {"x0": at + blank, "x1": at + len(text), "y0": line - 0.42, "y1": line + 0.42, "line_width": 0}
             figure.add_shape(type="rect", fillcolor=theme.BIG, opacity=0.25, layer="below", **box, **where)
     for who, words in (("little", "the little model wrote"), ("big", "the big model wrote")):
         mine = [one for one in placed if one[2].wrote == who]
