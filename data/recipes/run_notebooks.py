@@ -21,14 +21,14 @@ PNG = "image/png"
 
 
 def smaller(picture: str) -> str:
-    """The same PNG with a palette of 64 colours."""
+    """The same PNG with a palette of 128 colours."""
     try:
         from PIL import Image
     except ImportError:
         return picture
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     out = io.BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    image.quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 
