@@ -13,8 +13,8 @@ import pytest
 import torch
 from helpers import plain, prompt
 
-import mobile_nb.runtime.offload as offload_module
-from mobile_nb import systems
+import mobile_nb.runtime.offloaded as offloaded
+from mobile_nb import offload, systems
 from mobile_nb.memory import cuda as cuda_module
 from mobile_nb.memory.cuda import CudaLink
 from mobile_nb.model.tiny import random_model
@@ -102,7 +102,7 @@ def cuda(request, monkeypatch):
     )
     monkeypatch.setattr(cuda_module, "torch", SimpleNamespace(cuda=fakes))
     monkeypatch.setattr(
-        offload_module,
+        offloaded,
         "SimulatedLink",
         lambda clock, layers, slots, fetch_s, mover: CudaLink(layers, slots, fake.defer(mover), torch.device("cpu")),
     )
@@ -125,7 +125,7 @@ def test_late_copies_never_change_tokens(cuda, name, slots):
     ids = prompt(12)
     words = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     expected = plain(model, ids, 12)
-    with offload_module.offload(model, SYSTEMS[name](slots)) as engine:
+    with offload(model, SYSTEMS[name](slots)) as engine:
         assert engine.generate(ids, **words).token_ids == expected
         copies = engine.trace.to_frame("copies")
         report = engine.report()
@@ -141,7 +141,7 @@ def test_a_forgotten_wait_would_be_seen(cuda, monkeypatch):
     ids = prompt(12)
     words = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     expected = plain(model, ids, 12)
-    with offload_module.offload(model, systems.on_demand(slots=3)) as engine:
+    with offload(model, systems.on_demand(slots=3)) as engine:
         try:
             ids = engine.generate(ids, **words).token_ids
         except Exception as problem:  # stale memory may hold NaN

@@ -6,8 +6,8 @@ import time
 import pytest
 from helpers import plain, prompt
 
-import mobile_nb.runtime.offload as offload_module
-from mobile_nb import MobileError, systems
+import mobile_nb.runtime.offloaded as offloaded
+from mobile_nb import MobileConfig, MobileError, offload, systems
 from mobile_nb.memory.thread import ThreadLink
 from mobile_nb.model.tiny import random_model
 
@@ -24,7 +24,7 @@ def threaded(monkeypatch):
 
         return ThreadLink(layers, slots, move)
 
-    monkeypatch.setattr(offload_module, "SimulatedLink", make)
+    monkeypatch.setattr(offloaded, "SimulatedLink", make)
     return lambda action: before.__setitem__(0, action)
 
 
@@ -39,8 +39,8 @@ def test_slow_copies_never_change_tokens(threaded, config, slots):
     threaded(lambda: time.sleep(0.002 * coin.random()))
     model, ids = random_model("olmoe"), prompt(12)
     expected = plain(model, ids, 10)
-    config = offload_module.MobileConfig(**(vars(config) | {"slots": slots}))
-    with offload_module.offload(model, config) as engine:
+    config = MobileConfig(**(vars(config) | {"slots": slots}))
+    with offload(model, config) as engine:
         generation = engine.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None)
         assert engine.measured
         copies = engine.trace.to_frame("copies")
@@ -60,7 +60,7 @@ def test_a_copy_that_fails_is_one_sentence_and_loses_nothing(threaded):
             raise OSError("the disk is gone")
 
     threaded(fail_later)
-    with offload_module.offload(model, systems.on_demand(slots=2)) as engine:
+    with offload(model, systems.on_demand(slots=2)) as engine:
         with pytest.raises(MobileError, match=r"an expert could not be read .*the disk is gone.*\.$"):
             engine.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None)
         assert len(engine.trace.passes) > 0
