@@ -199,10 +199,37 @@ def decided(keep, evidence) -> bool:
     return bool(kept)
 
 
+def counted(count, mode: str, at: int, k: int, *told) -> tuple[int, int | None]:
+    """Asks a count policy, and refuses what cannot run."""
+    answer = ask(count, "run", mode, at, k, *told)
+    try:
+        run, over = answer
+        if 1 <= run.__index__() <= k and (over is None or 1 <= over.__index__() <= k):
+            return run, over
+    except (TypeError, ValueError, AttributeError):
+        pass
+    raise MobileError(
+        f"the policy {count!r} must answer `run` with how many experts run, 1 to {k}, and over how many they are "
+        f"normalised, 1 to {k} or None, got {answer!r}."
+    )
+
+
 def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
     """A token's routing [L, 1, K] as lists of expert ids a layer, largest weight first."""
     order = np.argsort(-weights[:, 0], axis=1, kind="stable")
     return np.take_along_axis(ids[:, 0], order, axis=1).tolist()
 
 
-__all__ = ["Facts", "Text", "View", "ask", "best_first", "consult", "decided", "looks_ahead", "read_gates", "revises"]
+__all__ = [
+    "Facts",
+    "Text",
+    "View",
+    "ask",
+    "best_first",
+    "consult",
+    "counted",
+    "decided",
+    "looks_ahead",
+    "read_gates",
+    "revises",
+]

@@ -21,7 +21,7 @@ from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
-from .facts import Text, View, ask, consult, read_gates
+from .facts import Text, View, ask, consult, counted, read_gates
 
 
 class Server:
@@ -160,17 +160,7 @@ class Server:
         mode, told = self.mode or PROMPT, ()
         if self._by_token and len(weights) == 1 and mode != PROMPT:
             told = (sorted(weights[0].float().tolist(), reverse=True),)
-        answer = ask(self.config.count, "run", mode, at, k, *told)
-        try:
-            run, over = answer
-            if 1 <= run.__index__() <= k and (over is None or 1 <= over.__index__() <= k):
-                return run, over
-        except (TypeError, ValueError, AttributeError):
-            pass
-        raise MobileError(
-            f"the policy {self.config.count!r} must answer `run` with how many experts run, 1 to {k}, and over how "
-            f"many they are normalised, 1 to {k} or None, got {answer!r}."
-        )
+        return counted(self.config.count, mode, at, k, *told)
 
     def _settle(self, at: int) -> bool:
         self._settled[at] = self.scheduler.settled(at)
