@@ -124,7 +124,7 @@ def _demo(args) -> None:
     print("\n" + terminal.table(rows))
     print(
         "\nBytes, hits and time are of the tokens after the prompt, time "
-        f"{numbers['conditions']['time']}; prefetch precision is the share of the evicted token's experts that the big "
+        f"{numbers['conditions']['time']}; router precision is the share of the evicted token's experts that the big "
         f"model then ran.\nThe demo itself took {time.perf_counter() - started:.0f} s."
     )
     write(args.json, numbers)

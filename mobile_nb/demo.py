@@ -109,7 +109,7 @@ def _row(name: str, row: dict, problems: int) -> dict:
         "fallback": share(row["fallback_ratio"]) if row["fallback_ratio"] else "-",
         "hits": share(row["hit_rate"]),
         "expert MB a token": f"{row['bytes_per_token'] / 1e6:.1f}",
-        "prefetch precision": share(row["evicted_router_precision"]),
+        "router precision": share(row["evicted_router_precision"]),
         "ms a token": f"{1e3 * row['seconds_per_token']:.2f}",
         "speed-up": f"{row['speed_up']:.2f}x",
     }

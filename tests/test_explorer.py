@@ -255,7 +255,7 @@ def test_what_cannot_be_replayed_says_so_in_the_place_of_the_curve(engine, recor
 
 @pytest.mark.slow
 def test_a_move_over_the_shipped_recording_takes_less_than_100_milliseconds():
-    """Processor time, so that other work on the machine does not count; it took 15 to 60 ms where it was written."""
+    """Processor time, so that other work on the machine does not count."""
     from mobile_nb import Trace
     from mobile_nb.files import data_path
     from mobile_nb.view.display import outputs

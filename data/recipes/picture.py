@@ -31,7 +31,7 @@ def main() -> None:
         traces[name] = engine.trace
     fell = [step for step, one in enumerate(written.steps) if one.fell_back]
     number = next((step for step in fell if written.steps[step].text.strip().isdigit()), fell[0])
-    shown = range(max(1, number - 3), number + 1)  # little tokens, and one written again: a number, if there is one
+    shown = range(max(1, number - 6), number + 2)  # around one that was written again: a number, if there is one
     lanes = [metrics.spans(trace, steps=shown).assign(system=name) for name, trace in traces.items()]
     words = "".join(written.steps[at].text for at in shown).strip()
     ms = {name: 1e3 * metrics.seconds_per_token(trace.to_frame()) for name, trace in traces.items()}

@@ -79,7 +79,7 @@ def outcomes(frame, title: str = "What became of the prefetched experts", *, abo
         ("wasted", "never asked for", theme.BIG),
     ):  # fmt: skip
         figure.add_bar(x=frame["label"], y=frame[column], name=name, marker_color=colour)
-    figure.update_layout(barmode="stack", yaxis_title="experts a fallback")
+    figure.update_layout(barmode="stack", yaxis_title="experts a layer and fallback")
     figure.update_xaxes(type="category")
     return theme.finished(figure, title, theme.said(frame) if about is None else about, height=400)
 

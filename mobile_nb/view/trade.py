@@ -80,7 +80,8 @@ def thresholds(
 
     Args:
         frame: a row for each gamma (column "gamma").
-        columns: column -> what its axis is called.
+        columns: column -> what its axis is called. Where there is a column of that name with "_half" behind it, half an
+            interval, it is drawn.
     """
     from plotly.subplots import make_subplots
 
@@ -90,11 +91,13 @@ def thresholds(
         for n, name in enumerate(names):
             mine = (frame if name is None else frame[frame[by] == name]).sort_values("gamma")
             colour = theme.OTHERS[n % len(theme.OTHERS)]
+            half = f"{column}_half" if f"{column}_half" in frame else None
             figure.add_scatter(
                 x=mine["gamma"], y=mine[column], name="" if name is None else str(name), legendgroup=str(name),
                 showlegend=row == 1 and name is not None, mode="lines+markers", row=row, col=1,
                 line={"color": colour, "dash": theme.DASHES[n % len(theme.DASHES)]},
                 marker={"symbol": theme.MARKERS[n % len(theme.MARKERS)], "color": colour, "size": 7},
+                error_y=half and {"array": mine[half], "width": 2, "thickness": 0.7},
             )  # fmt: skip
         figure.update_yaxes(title_text=axis, title_font_size=12, row=row, col=1)
     figure.add_vline(x=0.7, line={"color": "#888", "dash": "dot", "width": 1})
