@@ -1,5 +1,6 @@
 """Figures: from real frames, with captions that say where numbers come from, and who wrote what told apart."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from mobile_nb import Step, Trace, figures, load, offload, replay, sweep, systems
 from mobile_nb.analysis.curves import hit_curve
 from mobile_nb.analysis.foresight import foreseen, prefetched
+from mobile_nb.analysis.occupancy import occupancy
 from mobile_nb.analysis.spans import breakdown, spans
 from mobile_nb.files import data_path
 from mobile_nb.html import ribbon as as_html
@@ -47,6 +49,7 @@ def test_every_figure_of_a_run_says_that_it_is_simulated_and_on_what(written, re
         figures.expert_map(written[1].to_frame("routing"), layers=[0]),
         figures.confidence(written[1].to_frame()),
         figures.precision(foreseen(recording)),
+        figures.occupancy(occupancy(written[1]), layer=2),
         figures.outcomes(prefetched(replay(recording, systems.mobile(slots=16))).assign(label="16", used=1.0)),
     ]
     for figure in drawn:
@@ -124,3 +127,9 @@ def test_the_gap_is_filled_up_to_the_bound(recording):
 def test_little_and_big_have_the_same_colours_everywhere():
     frame = pd.DataFrame({"wrote": ["little", "big"], "token": ["a", "a"], "probability": [0.2, 0.9]})
     assert [bar.marker.color for bar in figures.alternatives(frame).data] == [theme.LITTLE, theme.BIG]
+
+
+def test_every_slot_is_in_one_state_after_every_token(written):
+    frame = occupancy(written[1])
+    grids = [np.nan_to_num(one.z) for one in figures.occupancy(frame, layer=1).data if one.type == "heatmap"]
+    assert (sum(grids) == 1).all() and grids[0].shape == (16, len(written[1].to_frame()))

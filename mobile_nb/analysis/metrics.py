@@ -12,6 +12,7 @@ from ..trace import Trace
 from .cards import cards
 from .curves import hit_curve
 from .foresight import foreseen, prefetched
+from .occupancy import occupancy
 from .spans import breakdown, spans
 
 
@@ -102,6 +103,7 @@ __all__ = [
     "foreseen",
     "hit_curve",
     "hit_rate",
+    "occupancy",
     "prefetch_precision",
     "prefetched",
     "seconds_per_token",

@@ -2,7 +2,7 @@
 
 from .overview import overview
 from .ribbon import ribbon
-from .routing import alternatives, confidence, expert_map, outcomes, precision
+from .routing import alternatives, confidence, expert_map, occupancy, outcomes, precision
 from .time import breakdown, timeline
 from .trade import break_even, oracle_gap, pareto, thresholds
 
@@ -13,6 +13,7 @@ __all__ = [
     "confidence",
     "expert_map",
     "oracle_gap",
+    "occupancy",
     "outcomes",
     "overview",
     "pareto",

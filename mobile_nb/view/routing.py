@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from . import theme
+from .seats import LOOKS
 
 
 def expert_map(
@@ -40,6 +41,34 @@ def expert_map(
         coloraxis={"colorscale": theme.SEQUENTIAL, "colorbar": {"title": "weight, %"}, "reversescale": True}
     )
     return figure
+
+
+def occupancy(frame, layer: int = 0, title: str | None = None, *, about: str | None = None) -> go.Figure:
+    """One layer's slots through time: for each token and slot which expert is there, and why.
+
+    Args:
+        frame: `analysis.occupancy.occupancy` of a trace.   layer: which.
+    """
+    mine = frame[frame["layer"] == layer]
+    mine = mine.assign(token=mine.groupby(["request", "step"], sort=False).ngroup() + 1)
+    ids, figure = mine.pivot_table(index="slot", columns="token", values="expert"), go.Figure()
+    for state, (name, fill, *_) in LOOKS.items():
+        colour = "white" if fill == "none" else fill
+        held = mine.assign(on=(mine["state"] == state).astype(float)).pivot_table(
+            index="slot", columns="token", values="on"
+        )
+        if not held.to_numpy().any():
+            continue
+        figure.add_heatmap(
+            z=held.where(held > 0), x=held.columns, y=held.index, customdata=ids, showscale=False, xgap=1, ygap=1,
+            colorscale=[[0, colour], [1, colour]], hoverongaps=False,
+            hovertemplate=f"token %{{x}}, slot %{{y}}: expert %{{customdata}}, {name}<extra></extra>",
+        )  # fmt: skip
+        look = {"size": 11, "symbol": "square", "color": colour, "line": {"width": 1}}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=look, name=name)
+    figure.update_layout(xaxis_title="token", yaxis={"title": "slot", "autorange": "reversed"})
+    title = f"The slots of layer {layer}, token by token" if title is None else title
+    return theme.finished(figure, title, theme.said(frame) if about is None else about, height=460)
 
 
 def precision(
@@ -119,4 +148,4 @@ def alternatives(frame, title: str = "One token, two models", about: str = "") -
     return theme.finished(figure, title, about, height=140 + 40 * len(words))
 
 
-__all__ = ["alternatives", "confidence", "expert_map", "outcomes", "precision"]
+__all__ = ["alternatives", "confidence", "expert_map", "occupancy", "outcomes", "precision"]
