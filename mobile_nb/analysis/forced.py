@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..model.adapters import find_layers
 from ..policies import Fraction
 from ..runtime.batch import installed
 from ..runtime.config import MobileConfig
@@ -33,9 +34,7 @@ def forced(model, tokenizer, problems: Sequence[Problem], *, experts: int, top: 
     import pandas as pd
 
     whole("experts", experts)
-    rows = []
-    with installed(model, MobileConfig(count=Fraction(1.0))) as decoder:
-        k = decoder.top_k
+    rows, k = [], find_layers(model)[0].top_k
     count = Fraction(experts / k, prompt=experts / k)
     with installed(model, MobileConfig(count=count)) as decoder, torch.inference_mode():
         for n, problem in enumerate(problems):
