@@ -137,7 +137,7 @@ def oracle_gap(curves, title: str = "What slots buy, and what nobody can beat", 
     """Hit rate over slots, a line a policy; the area up to Belady's bound is what a better eviction could win.
 
     Args:
-        curves: columns slots, hit_rate and evict, one policy after the other, the bound last: of `sweep` or `hit_curve`.
+        curves: columns slots, hit_rate and evict, the bound last: of `sweep`, or of `hit_curve` policy by policy.
     """
     figure = go.Figure()
     for n, (name, mine) in enumerate(curves.groupby("evict", sort=False)):
