@@ -29,6 +29,7 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
         Columns request, step, mode, layer (-1: after the last), lane ("compute" or "link"), what, expert (-1: none),
         begin and end in seconds of the clock. What is "attention" (and norms, router, shared experts), "expert",
         "wait" (for an expert that is under way) or "head" in the compute lane, "demand" or "prefetch" on the link.
+        Where a miss policy let residents stand in for others, those asked for are named.
 
     Raises:
         MobileError: the trace was measured: what was computed when is not in it.
