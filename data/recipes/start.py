@@ -2,7 +2,8 @@
 
 Rows of the embedding and the head are matched by the token that they stand for. Experts are taken over one by one;
 where the new ones are half as wide, each old expert becomes two. What the architectures do not share is brought as near
-as it goes (norms of queries and keys) or left random (latent attention, dense layers); shared experts start as zero.
+as it goes (norms of queries and keys, the heads of latent attention) or left random (dense layers); shared experts
+start as zero.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def rows(new: Tensor, old: Tensor, pieces: dict[str, int], known: dict[str, int]
 
 @torch.inference_mode()
 def sizes(source: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    """For each norm of queries and keys, by its name, the mean root mean square of what comes in."""
+    """For each norm of queries and keys and for each `v_proj`, by name, the mean root mean square of what comes in."""
     found: dict[str, list[Tensor]] = {}
     handles = [
         module.register_forward_hook(
             lambda _m, inputs, _o, name=name: found.setdefault(name, []).append(inputs[0].square().mean(-1).sqrt())
         )
         for name, module in source.named_modules()
-        if name.endswith(("q_norm", "k_norm"))
+        if name.endswith(("q_norm", "k_norm", "v_proj"))
     ]
     for problem in tasks.load("word-problems", split="train", n=50):
         source(**tokenizer(problem.prompt + problem.solution, return_tensors="pt"))
@@ -65,6 +66,35 @@ def _attention(state: State, given: State, layer: str, size: dict[str, Tensor]) 
         projection = f"{layer}.self_attn.{kind}_proj.weight"
         if projection in state and state[projection].shape == given[projection].shape:
             state[projection] = given[projection]
+
+
+def _latent(state: State, given: State, layer: str, size: dict[str, Tensor], heads: int, nope: int) -> None:
+    """Multi-head latent attention whose one rotary key is as wide as all heads' keys together.
+
+    Pair j of head h becomes pair `j * heads + h` of the rotary key and only head h asks for it. Its frequency is the old
+    one for head 0 and up to 35 % lower for the others. The latent holds the normed input itself, so values are the same.
+    """
+    q, k, v, o = (given[f"{layer}.self_attn.{kind}_proj.weight"] for kind in "qkvo")
+    q, k = (each * (given[f"{name}.weight"] / size[name])[:, None] for each, name in
+            ((q, f"{layer}.self_attn.q_norm"), (k, f"{layer}.self_attn.k_norm")))  # fmt: skip
+    hidden, dim = k.size(1), k.size(0) // heads
+    inward, outward = f"{layer}.self_attn.kv_a_proj_with_mqa.weight", f"{layer}.self_attn.kv_b_proj.weight"
+    rank, rotary = state[outward].size(1), state[inward].size(0) - state[outward].size(1)
+    if rank != hidden or rotary != heads * dim:
+        return
+    pairs = k.view(heads, 2, dim // 2, hidden).permute(2, 0, 1, 3)  # [pair, head, part, H]
+    state[inward] = torch.cat([torch.eye(hidden), pairs.reshape(rotary, hidden)])
+    state[f"{layer}.self_attn.kv_a_layernorm.weight"] = size[f"{layer}.self_attn.v_proj"].expand(rank).clone()
+    both = state[outward].view(heads, -1, rank).clone()  # [heads, nope + value, rank]
+    both[:, nope:] = v.view(heads, -1, hidden)
+    state[outward], state[f"{layer}.self_attn.o_proj.weight"] = both.flatten(0, 1), o
+    asked = state[f"{layer}.self_attn.q_proj.weight"].view(heads, nope + rotary, hidden).clone()
+    sharper = ((nope + rotary) / dim) ** 0.5  # both architectures divide by the root of a head's width
+    for head, one in enumerate(q.view(heads, 2, dim // 2, hidden).transpose(1, 2)):  # [pair, part, H]
+        wide = torch.zeros(dim // 2, heads, 2, hidden)
+        wide[:, head] = one * sharper
+        asked[head, nope:] = wide.reshape(rotary, hidden)
+    state[f"{layer}.self_attn.q_proj.weight"] = asked.flatten(0, 1)
 
 
 def _experts(state: State, given: State, mlp: str, scale: float) -> None:
@@ -107,6 +137,9 @@ def start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     if getattr(model.config, "norm_topk_prob", False):
         scale = model.config.num_experts_per_tok / 2 / source.config.num_experts
     for layer in range(source.config.num_hidden_layers):
+        if hasattr(model.config, "kv_lora_rank"):
+            heads, nope = model.config.num_attention_heads, model.config.qk_nope_head_dim
+            _latent(state, given, f"model.layers.{layer}", size, heads, nope)
         _attention(state, given, f"model.layers.{layer}", size)
         _experts(state, given, f"model.layers.{layer}.mlp", scale)
     model.load_state_dict(state)

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..view import View
+
+
+class Low(NamedTuple):
+    """An answer: run this expert in its coarser form, and fetch that one if it is not on the device."""
+
+    expert: int
+
+
+class Host(NamedTuple):
+    """An answer: compute this expert on the host, where its weights are; nothing travels."""
+
+    expert: int
+
+
+Answer = int | Low | Host | None
 
 
 class Miss(Protocol):
@@ -15,8 +30,9 @@ class Miss(Protocol):
 
     def serve(
         self, experts: Sequence[int], weights: Sequence[float], resident: Sequence[bool], view: View
-    ) -> list[int | None]:
-        """For each asked expert, best first: the expert to run in its place (itself: fetch it), or None for nobody.
+    ) -> list[Answer]:
+        """For each asked expert, best first: the expert to run in its place (itself: fetch it), in which form or where,
+        or None for nobody.
 
         An expert that runs in another's place takes over its weight. One may stand in for several.
 
@@ -52,4 +68,4 @@ def substituted(
     return served
 
 
-__all__ = ["Miss", "substituted"]
+__all__ = ["Answer", "Host", "Low", "Miss", "substituted"]
