@@ -23,9 +23,9 @@ class VirtualClock:
         """Moves each configuration to `moment` [C] seconds, unless it is there or further already."""
         np.maximum(self.now, moment, out=self.now)
 
-    def advance(self, seconds: float) -> None:
-        """Moves every configuration on by `seconds`; negative steps are refused."""
-        if seconds < 0:
+    def advance(self, seconds: float | np.ndarray) -> None:
+        """Moves every configuration on by `seconds`, one number or [C]; negative steps are refused."""
+        if np.any(np.less(seconds, 0)):
             raise ValueError(f"time cannot run backwards: {seconds!r} seconds.")
         self.now += seconds
 

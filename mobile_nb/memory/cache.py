@@ -33,9 +33,9 @@ class Cache:
         self.uses = np.zeros((count, layers, experts))  # [C, L, E]
         self.pledged = np.zeros((count, layers, most), dtype=bool)  # prefetched for this pass, not asked for yet
         self.fresh = np.zeros((count, layers, most), dtype=bool)  # prefetched, never used since
-        self.tick = np.zeros(layers)
+        self.tick = np.zeros((count, layers))  # requests so far
         self.next_use: np.ndarray | None = None  # [C, L, E], where the future is known: a replay
-        self.expected: np.ndarray | None = None  # [L, E], where the eviction policy looks ahead
+        self.expected: np.ndarray | None = None  # [C, L, E], where the eviction policy looks ahead
         for row in np.flatnonzero(
             self.slots >= experts
         ):  # room for everybody: nothing is offloaded, expert e in slot e
@@ -76,7 +76,7 @@ class Cache:
             uses=np.take_along_axis(self.uses[rows, layer], known, axis=1),
             fetched=self.fetched[rows, layer],
             next_use=None if self.next_use is None else np.take_along_axis(self.next_use[rows, layer], known, axis=1),
-            expected=None if self.expected is None else self.expected[layer][known],
+            expected=None if self.expected is None else np.take_along_axis(self.expected[rows, layer], known, axis=1),
         )
         try:
             score = np.array(self.evict.score(history), dtype=float)
@@ -104,7 +104,7 @@ class Cache:
         self.slot_of[rows[had], layer, left[had]] = -1
         self.expert_in[rows, layer, slots] = experts
         self.slot_of[rows, layer, experts] = slots
-        self.last_used[rows, layer, slots] = self.fetched[rows, layer, slots] = self.tick[layer]
+        self.last_used[rows, layer, slots] = self.fetched[rows, layer, slots] = self.tick[rows, layer]
         self.pledged[rows, layer, slots] = prefetch
         self.fresh[rows, layer, slots] = prefetch
         return left
@@ -116,7 +116,7 @@ class Cache:
         """
         first = self.fresh[rows, layer, slots]
         self.fresh[rows, layer, slots] = False
-        self.last_used[rows, layer, slots] = self.tick[layer] + 1 / (ranks + 2)  # the best is the most recent of them
+        self.last_used[rows, layer, slots] = self.tick[rows, layer] + 1 / (ranks + 2)  # the best is the most recent
         self.uses[rows, layer, experts] += 1
         return first
 

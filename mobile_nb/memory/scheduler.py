@@ -9,28 +9,16 @@ Legend: C configurations · L layers · E experts · S slots · k experts asked 
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from operator import index
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from ..trace import Copy
-from ..vocabulary import MobileError, Wanted
+from ..vocabulary import Wanted
 from .cache import Cache
+from .wishes import Waiting, pairs_of
 
 COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted")
-
-
-@dataclass(slots=True)
-class _Queued:
-    """A prefetch that waits for the link, in the configurations where `pending` [C] is True."""
-
-    layer: int
-    expert: int
-    pending: np.ndarray
-    since: np.ndarray
 
 
 class Scheduler:
@@ -51,7 +39,7 @@ class Scheduler:
         count = len(cache.slots)
         self.counts = {name: np.zeros((count, cache.layers), dtype=np.int64) for name in COUNTERS}
         self._all = np.arange(count)
-        self._queue: list[_Queued] = []
+        self._queue: list[Waiting] = []
         self._copies: list[Copy] = []
         self._serving: int | None = None  # the layer whose request is being computed
         self._missing = False  # it has misses that are not on their way yet: no prefetch may start before them
@@ -71,22 +59,46 @@ class Scheduler:
         Raises:
             MobileError: a layer or an expert that does not exist.
         """
-        cache, now = self.cache, self.link.clock.now
         chosen = np.zeros(len(self._all), dtype=bool)
         chosen[self._all if rows is None else rows] = True
         if instead:
-            self.pump()
-            self._queue.clear()
-        for layer, expert in pairs_of(wanted, cache.layers, cache.experts):
-            if layer == self._serving:
-                continue
-            slot = cache.slot_of[:, layer, expert]
-            there = self._all[chosen & (slot >= 0)]
-            cache.pledged[there, layer, slot[there]] = True
-            absent = chosen & (slot < 0)
-            if absent.any():
-                self._queue.append(_Queued(layer, int(expert), absent, now.copy()))
+            self._forget(chosen)
+        for layer, expert in pairs_of(wanted, self.cache.layers, self.cache.experts):
+            self._wish(layer, expert, chosen)
         self.pump(chosen)
+
+    def want_each(self, wanted: Mapping[int, Iterable[Wanted]], *, instead: bool = False) -> None:
+        """`want` for several configurations, each with its own list; equal wishes of the same rank wait together."""
+        pairs = {row: pairs_of(each, self.cache.layers, self.cache.experts) for row, each in wanted.items()}
+        chosen = np.isin(self._all, list(pairs))
+        if instead:
+            self._forget(chosen)
+        for rank in range(max(map(len, pairs.values()), default=0)):
+            alike: dict[tuple[int, int], list[int]] = {}
+            for row, each in pairs.items():
+                if rank < len(each):
+                    alike.setdefault(each[rank], []).append(row)
+            for pair, rows in alike.items():
+                self._wish(*pair, np.isin(self._all, rows))
+        self.pump(chosen)
+
+    def _forget(self, chosen: np.ndarray) -> None:
+        """Drops what still waits for the link in the configurations `chosen` [C]."""
+        self.pump(chosen)
+        for entry in self._queue:
+            entry.pending &= ~chosen
+        self._queue = [entry for entry in self._queue if entry.pending.any()]
+
+    def _wish(self, layer: int, expert: int, chosen: np.ndarray) -> None:
+        """Keeps one expert in the configurations `chosen` [C] where it is there, and queues it in the others."""
+        if layer == self._serving:
+            return
+        slot = self.cache.slot_of[:, layer, expert]
+        there = self._all[chosen & (slot >= 0)]
+        self.cache.pledged[there, layer, slot[there]] = True
+        absent = chosen & (slot < 0)
+        if absent.any():
+            self._queue.append(Waiting(layer, int(expert), absent, self.link.clock.now.copy()))
 
     def pump(self, among: np.ndarray | bool = True) -> None:
         """Starts the queued prefetches, in order, that the link had time for until now, or `among` [C] of them."""
@@ -102,12 +114,15 @@ class Scheduler:
                 self.counts["prefetches"][started, entry.layer] += 1
         self._queue = [entry for entry in self._queue if entry.pending.any()]
 
-    def request(self, layer: int, ids: np.ndarray, seconds: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+    def request(
+        self, layer: int, ids: np.ndarray, seconds: np.ndarray, between: Callable[[], None] | None = None
+    ) -> Iterator[list[tuple[int, int]]]:
         """Serves one layer's experts, and yields them in waves that are on the device together.
 
         Args:
             ids: [C, k], best first, each at most once in a row; -1 for none.
             seconds: compute time of each, [C, k] or [k].
+            between: called when all copies are under way, for who does not read waves.
         Yields:
             [(expert, slot), ...] of configuration 0, to be computed before the next wave is asked for. A replay runs
             through the waves without computing.
@@ -117,7 +132,7 @@ class Scheduler:
         self._queue = [entry for entry in self._queue if entry.layer > layer]
         self._serving, self._missing = layer, True
         cache.pledged[:, layer] = False
-        cache.tick[layer] += 1
+        cache.tick[:, layer] += (ids >= 0).any(axis=1)
         link.begin_layer()
         seconds = np.broadcast_to(np.asarray(seconds, dtype=float), ids.shape)
         slot = cache.find(layer, ids)
@@ -154,6 +169,8 @@ class Scheduler:
             cache.touch(rows, layer, experts, slots, j)
         self._missing = False
         self.pump()
+        if between is not None:
+            between()
         yield from self._compute(self._all, layer, ids, slot, ready, seconds, waiting, hand)
         self._serving = None
         link.end_layer()
@@ -222,23 +239,4 @@ class Scheduler:
         hand.clear()
 
 
-def pairs_of(wanted: Iterable[Wanted] | None, layers: int, experts: int) -> list[tuple[int, int]]:
-    """A prefetcher's answer as (layer, expert), in order.
-
-    Raises:
-        MobileError: it is something else, or names a layer or an expert that does not exist.
-    """
-    try:
-        pairs = [(index(w.layer), index(e)) for w in wanted or () for e in w.experts]
-        strange = [pair for pair in pairs if not (0 <= pair[0] < layers and 0 <= pair[1] < experts)]
-    except (TypeError, AttributeError):
-        pairs, strange = [], [wanted]
-    if strange:
-        raise MobileError(
-            f"a prefetcher must return a list of Wanted(layer, experts) with layers from 0 to {layers - 1} and "
-            f"experts from 0 to {experts - 1}, got {reprlib.repr(strange[0])}."
-        )
-    return pairs
-
-
-__all__ = ["COUNTERS", "Scheduler", "pairs_of"]
+__all__ = ["COUNTERS", "Scheduler"]

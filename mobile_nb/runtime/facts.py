@@ -74,6 +74,7 @@ class Facts:
     evicted: list[list[int]] | None = None
     text: Text = field(default_factory=Text)
     scheduler: Scheduler | None = None
+    row: int = 0  # which of its configurations
 
     @property
     def previous(self) -> list[list[int]] | None:
@@ -101,7 +102,7 @@ class Facts:
         raise NotImplementedError
 
     def resident(self, layer: int) -> list[int]:
-        return self._playing.cache.residents(layer)
+        return self._playing.cache.residents(layer, self.row)
 
     @property
     def outcomes(self) -> list[dict[str, np.ndarray]]:
@@ -146,7 +147,17 @@ class View(Facts):
 
 def consult(config, at: int, view: Facts, scheduler: Scheduler) -> None:
     """Asks for what evictions look ahead to, then for prefetches, and passes both on."""
-    view.at = at
+    expected, wanted = consulted(config, at, view)
+    if expected is not None:
+        scheduler.cache.expected = np.broadcast_to(expected, (len(scheduler.cache.slots), *expected.shape))
+    instead = revises(config)
+    if wanted or instead:
+        scheduler.want(wanted, instead=instead)
+
+
+def consulted(config, at: int, view: Facts) -> tuple[np.ndarray | None, list]:
+    """What evictions look ahead to [L, E], None for nothing, and which prefetches are wanted."""
+    view.at, expected = at, None
     if looks_ahead(config):
         answer = ask(config.evict, "expects", at, view)
         expected = np.asarray(answer, dtype=float) if isinstance(answer, np.ndarray) else None
@@ -155,10 +166,7 @@ def consult(config, at: int, view: Facts, scheduler: Scheduler) -> None:
                 f"the eviction policy {config.evict!r} must answer `expects` with an array "
                 f"[{view.layers}, {view.experts}] without NaN, got {np.shape(answer)}."
             )
-        scheduler.cache.expected = expected
-    wanted, instead = ask(config.prefetch, "wanted", at, view), revises(config)
-    if wanted or instead:
-        scheduler.want(wanted, instead=instead)
+    return expected, ask(config.prefetch, "wanted", at, view)
 
 
 def looks_ahead(config) -> bool:
@@ -227,6 +235,7 @@ __all__ = [
     "ask",
     "best_first",
     "consult",
+    "consulted",
     "counted",
     "decided",
     "looks_ahead",

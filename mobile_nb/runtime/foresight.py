@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..memory.scheduler import Scheduler, pairs_of
+from ..memory.scheduler import Scheduler
+from ..memory.wishes import pairs_of
 from ..policies import Nothing
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
