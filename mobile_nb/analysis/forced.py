@@ -42,7 +42,7 @@ def forced(model, tokenizer, problems: Sequence[Problem], *, experts: int, top: 
             ids = tokenizer(problem.prompt + problem.solution, return_tensors="pt").input_ids
             laws = {}
             for mode in (BIG, LITTLE):
-                decoder._modes([mode])
+                decoder.use([mode])
                 logits = model(ids.to(model.device), use_cache=False).logits[0, start - 1 : -1]
                 laws[mode] = logits.float().log_softmax(-1).cpu()
             kl = (laws[BIG].exp() * (laws[BIG] - laws[LITTLE])).sum(-1)

@@ -22,8 +22,11 @@ def writer_of(engine_or_model, tokenizer, config: MobileConfig) -> Iterator[_Eng
     Raises:
         TypeError: neither an engine nor a model.   MobileError: a model that cannot be served.
     """
-    if isinstance(engine_or_model, Engine):
+    if isinstance(engine_or_model, Engine) and (engine_or_model.measured or engine_or_model.model.device.type != "cpu"):
         yield _EngineWriter(engine_or_model, tokenizer)
+    elif isinstance(engine_or_model, Engine):
+        with engine_or_model.batch() as decoder:
+            yield _ModelWriter(decoder, tokenizer)
     elif hasattr(engine_or_model, "generate") and hasattr(engine_or_model, "config"):
         with installed(engine_or_model, config) as decoder:
             yield _ModelWriter(decoder, tokenizer)

@@ -9,104 +9,56 @@ Legend: R rows · T tokens of a call · K experts routed to · H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from transformers import DynamicCache
 
 from ..model.adapters import MoELayer, find_layers
-from ..model.experts import best
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .decode import Evidence
 from .facts import decided
+from .fleet import Fleet
 from .rollback import Rollback
-
-
-@dataclass
-class Row:
-    """What was written after one prompt.
-
-    Attributes:
-        token_ids: the new tokens, the end of text included.   confidences: of each, the first written version's.
-        fell_back: of each, whether the big model wrote it again. The first token comes from the prompt pass.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-    fell_back: list[bool] = field(default_factory=list)
-
-
-class RowExperts(nn.Module):
-    """Takes the place of a block's experts: row r runs as many of its experts as `modes[r]` asks for.
-
-    Args:
-        layer: as it was found.   count: the count policy.   at: number of the layer.
-    """
-
-    def __init__(self, layer: MoELayer, count, at: int):
-        super().__init__()
-        self.inner, self.layer, self.at = layer.experts, layer, at
-        self.runs = {mode: count.run(mode, at, layer.top_k) for mode in (PROMPT, LITTLE, BIG)}
-        self.modes: list[str] = []
-        self.seen: torch.Tensor | None = None  # [T, K] what the router chose in the last call, best first
-
-    def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        plain = weights if self.layer.scale is None else weights / self.layer.scale[index]
-        self.seen = index.gather(-1, plain.sort(dim=-1, descending=True, stable=True).indices)
-        kinds = set(self.modes)
-        if len(kinds) == 1:
-            return self.inner(hidden, *self._cut(index, weights, *self.runs[self.modes[0]]))
-        most = max(self.runs[mode][0] for mode in kinds)
-        each = torch.tensor([list(self.runs).index(mode) for mode in self.modes], device=index.device)
-        each = each.repeat_interleave(len(index) // len(self.modes))  # [T]
-        chosen, amounts = index.new_zeros(len(index), most), weights.new_zeros(len(index), most)
-        for number, mode in enumerate(self.runs):
-            mine = each == number
-            if mode in kinds:
-                run = self.runs[mode][0]
-                chosen[mine] = self.seen[mine][:, :most]
-                some, kept = self._cut(index[mine], weights[mine], *self.runs[mode])
-                chosen[mine, :run], amounts[mine, :run] = some, kept
-        return self.inner(hidden, chosen, amounts)
-
-    def _cut(self, index, weights, run: int, over: int | None):
-        if run == self.layer.top_k and over is None:
-            return index, weights
-        return best(index, weights, run, over, self.layer.renormalises, self.layer.scale)
-
-
-@dataclass
-class Agreement:
-    """How well evicted tokens' routers foresaw the big pass.   fallbacks: of them.   shared: [L] experts in common."""
-
-    shared: torch.Tensor
-    fallbacks: int = 0
+from .rows import Agreement, Row, RowExperts
 
 
 class BatchDecoder:
     """Greedy texts of several prompts under a `MobileConfig`'s count and keep policies.
 
-    Its prefetch, evict and slots play no part: they change time, never tokens. Use it inside `installed`.
+    Without devices its prefetch, evict and slots play no part: they change time, never tokens. Use it inside
+    `installed`.
+
+    Args:
+        fleet: (number of texts) -> their devices, where the texts or their time depend on them.
     """
 
-    def __init__(self, model, layers: list[MoELayer], config: MobileConfig):
-        if not (config.miss.lossless and config.codec.lossless):
+    def __init__(self, model, layers: list[MoELayer], config: MobileConfig, fleet: Callable[[int], Fleet] | None):
+        if fleet is None and not (config.miss.lossless and config.codec.lossless):
             raise MobileError(
-                "batches are for systems whose misses and codec leave the text alone; evaluate an engine instead, "
-                "which writes one text at a time."
+                "what is on the device decides about this system's text: evaluate an engine, which has one."
             )
-        if getattr(config.count, "by_token", False):
+        if fleet is None and getattr(config.count, "by_token", False):
             raise MobileError(
-                f"batches run one count for all tokens, and {config.count!r} counts for each: evaluate an engine."
+                f"{config.count!r} counts for each token, and a model alone runs one count: evaluate an engine."
             )
-        self.model, self.config = model, config
-        self.experts = [RowExperts(layer, config.count, at) for at, layer in enumerate(layers)]
+        self.model, self.config, self.layers, self._make, self.fleet = model, config, layers, fleet, None
+        self._real = self._begun = None
+        self.experts = [] if fleet else [RowExperts(layer, config.count, at) for at, layer in enumerate(layers)]
         self.top_k = layers[0].top_k
         self.agreement = Agreement(torch.zeros(len(layers), dtype=torch.float64))
+
+    def install(self) -> None:
+        """Puts what computes the experts into the model; `installed` takes it out again."""
+        for layer, experts in zip(self.layers, self.experts, strict=False):
+            layer.block.experts = experts
+
+    def use(self, modes: list[str]) -> None:
+        """What the rows of the next call are: "prompt", "little" or "big"."""
+        for layer in self.experts:
+            layer.modes = modes
 
     def write(self, inputs, **generation_kwargs) -> list[Row]:
         """Writes to the end. inputs: a tokenizer's encoding of the prompts, padded on the left.
@@ -115,21 +67,31 @@ class BatchDecoder:
             generation_kwargs: as of transformers' `generate`: max_new_tokens, eos_token_id, stop_strings …
         """
         rows = [Row() for _ in range(len(inputs["input_ids"]))]
+        if self._make is not None:
+            self.fleet, self._real = self._make(len(rows)), inputs["attention_mask"].bool().numpy()
+            self.experts = self.fleet.experts
+            self.install()
 
         def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **keywords):
-            for name in ("synced_gpus", "streamer"):
-                keywords.pop(name, None)
+            keywords.pop("synced_gpus", None)
+            keywords.pop("streamer", None)
             return self._loop(input_ids, logits_processor, stopping_criteria, generation_config, keywords, rows)
 
         pad = self.model.generation_config.pad_token_id
         generation_kwargs.setdefault("pad_token_id", 0 if pad is None else pad)
         self.model.generate(**inputs, do_sample=False, **generation_kwargs, custom_generate=loop)
+        if self.fleet is not None:
+            for name, each in self.fleet.account().items():
+                for row, amount in zip(rows, (each - self._begun[name]).tolist(), strict=True):
+                    row.device[name] = amount
         return rows
 
     @torch.no_grad()
     def _loop(self, input_ids, processor, stop, config, keywords, rows: list[Row]):
-        self._modes([PROMPT] * len(rows))
-        outputs = self.model._prefill(input_ids, config, keywords, is_first_iteration=True)
+        every = range(len(rows))
+        with self._pass(PROMPT, every, every, [PROMPT] * len(rows), real=self._real):
+            outputs = self.model._prefill(input_ids, config, keywords, is_first_iteration=True)
+        self._begun = None if self.fleet is None else self.fleet.account()
         logits, fell_back = outputs.logits[:, -1].float(), [False] * len(rows)
         confidences = logits.softmax(-1).amax(-1).tolist()
         rollback = Rollback(outputs["past_key_values"]) if self.config.two_passes else None
@@ -154,13 +116,14 @@ class BatchDecoder:
 
     def _token(self, inputs: dict, alive, rollback: Rollback | None, rows: list[Row]):
         """One position of every row: the little pass and, for the rows whose token is not kept, the big one."""
+        on = alive.nonzero()[:, 0].tolist()
         if rollback is None:
-            self._modes([BIG] * len(alive))
-            outputs = self.model(**inputs, return_dict=True)
+            with self._pass(BIG, on, on, [BIG] * len(alive)):
+                outputs = self.model(**inputs, return_dict=True)
             return outputs, outputs.logits[:, -1].float().softmax(-1).amax(-1).tolist(), [False] * len(alive)
-        self._modes([LITTLE] * len(alive))
         rollback.remember()
-        outputs = self.model(**inputs, return_dict=True)
+        with self._pass(LITTLE, on, on, [LITTLE] * len(alive)):
+            outputs = self.model(**inputs, return_dict=True)
         past = [row.confidences[1:] for row in rows]  # the first token came from the prompt pass
         evidence = [Evidence(of, before) for of, before in zip(outputs.logits[:, -1], past, strict=True)]
         confidences = [each.max_probability for each in evidence]
@@ -169,12 +132,17 @@ class BatchDecoder:
         if any(evicted):
             again = torch.tensor(evicted, device=alive.device)
             little = [layer.seen[again] for layer in self.experts]
+            routing = torch.stack(little, dim=1).tolist()  # [R, L, K]
             if rollback.plain and len(evicted) > 1:
-                self._rewrite(inputs, outputs, again)
+                self._rewrite(inputs, outputs, again, routing)
             else:
+                if not self.config.miss.lossless and len(evicted) > 1:
+                    raise MobileError("this model's cache takes back all rows at once: evaluate with batch_size=1.")
                 rollback.take_back()
-                self._modes([BIG if each else LITTLE for each in evicted])
-                outputs = self.model(**inputs, return_dict=True)
+                rows_again = again.nonzero()[:, 0].tolist()
+                modes = [BIG if each else LITTLE for each in evicted]
+                with self._pass(BIG, rows_again, rows_again, modes, evicted=routing):
+                    outputs = self.model(**inputs, return_dict=True)
                 for layer in self.experts:
                     layer.seen = layer.seen[again]
             self.agreement.fallbacks += sum(evicted)
@@ -182,7 +150,7 @@ class BatchDecoder:
                 self.agreement.shared[at] += (before[:, :, None] == layer.seen[:, None, :]).sum().item()
         return outputs, confidences, evicted
 
-    def _rewrite(self, inputs: dict, outputs, again: torch.Tensor) -> None:
+    def _rewrite(self, inputs: dict, outputs, again: torch.Tensor, routing: list) -> None:
         """The big pass of the rows `again` [R] alone, on a cache of their own, put in the place of what they wrote."""
         cache, part = outputs["past_key_values"], DynamicCache()
         for at, layer in enumerate(cache.layers):
@@ -191,34 +159,43 @@ class BatchDecoder:
             name: each[again] if isinstance(each, torch.Tensor) and len(each) == len(again) else each
             for name, each in inputs.items()
         }
-        self._modes([BIG] * int(again.sum()))
-        wrote = self.model(**(rows | {"past_key_values": part}), return_dict=True)
+        on = again.nonzero()[:, 0].tolist()
+        with self._pass(BIG, on, range(len(on)), [BIG] * len(on), evicted=routing):
+            wrote = self.model(**(rows | {"past_key_values": part}), return_dict=True)
         for layer, own in zip(cache.layers, part.layers, strict=True):
             layer.keys[again, :, -1:] = own.keys[:, :, -1:]
             layer.values[again, :, -1:] = own.values[:, :, -1:]
         outputs.logits[again] = wrote.logits
 
-    def _modes(self, modes: Sequence[str]) -> None:
-        for layer in self.experts:
-            layer.modes = list(modes)
+    @contextmanager
+    def _pass(self, mode: str, rows: Sequence[int], places: Sequence[int], modes: list[str], **facts):
+        """Around a call of the model on `modes` [R]; `rows`, at `places` of the call, are what it is about."""
+        self.use(modes)
+        if self.fleet is not None:
+            self.fleet.begin_pass(mode, rows, places, **facts)
+        yield
+        if self.fleet is not None:
+            self.fleet.end_pass()
 
 
 @contextmanager
-def installed(model, config: MobileConfig) -> Iterator[BatchDecoder]:
+def installed(
+    model, config: MobileConfig, fleet: Callable[[int], Fleet] | None = None, layers: list[MoELayer] | None = None
+) -> Iterator[BatchDecoder]:
     """A `BatchDecoder` of the model, which is given back as it was, also after an exception.
 
     Raises:
         MobileError: a model without fused experts, or a config whose text depends on more than count and keep.
     """
-    layers = find_layers(model)
-    decoder = BatchDecoder(model, layers, config)
+    layers = find_layers(model) if layers is None else layers
+    decoder = BatchDecoder(model, layers, config, fleet)
+    before = [layer.block.experts for layer in layers]
     try:
-        for layer, experts in zip(layers, decoder.experts, strict=True):
-            layer.block.experts = experts
+        decoder.install()
         yield decoder
     finally:
-        for layer in layers:
-            layer.block.experts = layer.experts
+        for layer, experts in zip(layers, before, strict=True):
+            layer.block.experts = experts
 
 
 __all__ = ["Agreement", "BatchDecoder", "Row", "RowExperts", "installed"]

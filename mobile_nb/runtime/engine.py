@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from ..hardware import Hardware
 from ..vocabulary import MobileError, Step
+from .batch import BatchDecoder, installed
 from .config import MobileConfig
 from .decode import Decoder, Written
+from .fleet import Fleet
 from .generation import Generation
 from .offloaded import Offloaded
 from .prompt import as_model_inputs, check_request
@@ -109,6 +112,29 @@ class Engine:
         ids = [step.token_id for step in steps]
         text = self.tokenizer.decode(ids, skip_special_tokens=True) if self.tokenizer is not None else ""
         return Generation(ids, text, steps, **{name: tuple(tensors) for name, tensors in kept.items()})
+
+    @contextmanager
+    def batch(self) -> Iterator[BatchDecoder]:
+        """Writes many texts at once, each on a device of its own like this one, empty at first. Simulated time only.
+
+        Texts and accounts are those of a fresh engine for each text. The engine's own slots and trace are left alone,
+        and it writes nothing else meanwhile.
+
+        Raises:
+            MobileError: the engine is writing, or was closed, or its time is measured.
+        """
+        self._check_open()
+        if self.measured or self.model.device.type != "cpu":
+            raise MobileError("a batch needs devices that are simulated: this engine's time is measured.")
+        if not self._writing.acquire(blocking=False):
+            raise MobileError(BUSY)
+        config, layers = replace(self.config, keep=self._keep), self._offloaded.layers
+        try:
+            fleet = functools.partial(Fleet, layers, config, self.slots, self._server.costs)
+            with installed(self.model, config, fleet, layers) as decoder:
+                yield decoder
+        finally:
+            self._writing.release()
 
     def report(self):
         """One row a MoE layer (pandas): requests, hits, misses, prefetches, bytes; `.attrs` holds the conditions."""

@@ -199,20 +199,10 @@ class Server:
         return torch.zeros_like(hidden) if out is None else out
 
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
-        """Who runs in the place of each asked expert: the miss policy is asked best first, and answers so."""
+        """Who runs in the place of each asked expert."""
         self.view.at = at
-        order = sorted(range(len(ids)), key=lambda position: -weights[position])
-        asked = [ids[position] for position in order]
-        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, asked].tolist()]
-        answer = ask(self.config.miss, "serve", asked, [weights[p] for p in order], there, self.view)
-        experts = self.layers[0].num_experts
-        right = isinstance(answer, Sequence) and len(answer) == len(asked)
-        if not right or not all(e is None or e in range(experts) for e in answer):
-            raise MobileError(
-                f"the policy {self.config.miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1} "
-                f"or None for nobody, got {answer!r}."
-            )
-        return [expert for _, expert in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
+        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids].tolist()]
+        return replaced(self.config.miss, ids, weights, there, self.view)
 
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
@@ -244,4 +234,18 @@ class Server:
         self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
 
 
-__all__ = ["Server"]
+def replaced(miss, ids: list[int], weights: list[float], there: list[bool], view) -> list:
+    """Who runs in the place of each asked expert: the miss policy is asked best first, and answers so."""
+    order = sorted(range(len(ids)), key=lambda position: -weights[position])
+    asked, *facts = ([each[p] for p in order] for each in (ids, weights, there))
+    answer = ask(miss, "serve", asked, *facts, view)
+    right = isinstance(answer, Sequence) and len(answer) == len(asked)
+    if not right or not all(e is None or e in range(view.experts) for e in answer):
+        raise MobileError(
+            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {view.experts - 1} "
+            f"or None for nobody, got {answer!r}."
+        )
+    return [expert for _, expert in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
+
+
+__all__ = ["Server", "replaced"]

@@ -1,0 +1,103 @@
+"""Many texts, each on a device of its own: texts and accounts are those of a fresh engine for each (law 10)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mobile_nb
+from mobile_nb import MobileError, systems
+from mobile_nb import policies as p
+from mobile_nb.model.tiny import random_model
+
+NEW = 5
+
+
+@pytest.fixture(scope="module", params=("olmoe", "qwen3_moe", "deepseek_v2"))
+def model(request):
+    return random_model(request.param)
+
+
+def padded(prompts):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(q)) + q for q in prompts])
+    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def middle_gamma(model):
+    with torch.no_grad():
+        logits = model(torch.arange(3, 40)[None]).logits[0]
+    return logits.softmax(-1).amax(-1).median().item()
+
+
+def alone(model, config, prompt):
+    """A text by a fresh engine, and what its tokens after the first cost."""
+    with mobile_nb.offload(model, config) as engine:
+        steps = engine.generate(prompt, max_new_tokens=NEW, eos_token_id=2, do_sample=False).steps
+        after = [s for s in engine.trace.passes if s.mode != "prompt"]
+    later = steps[1:]
+    return steps, {
+        "seconds": sum(s.seconds for s in later),
+        "bytes": sum(s.bytes_moved for s in later),
+        "hits": sum(s.hits for s in later),
+        "requests": sum(int(q.requests.sum()) for q in after),
+    }
+
+
+def check(model, config, prompts):
+    with mobile_nb.offload(model, config) as engine, engine.batch() as decoder:
+        rows = decoder.write(padded(prompts), max_new_tokens=NEW, eos_token_id=2)
+    for prompt, row in zip(prompts, rows, strict=True):
+        steps, account = alone(model, config, prompt)
+        assert row.token_ids == [s.token_id for s in steps]
+        assert row.fell_back == [s.fell_back for s in steps]
+        assert {name: row.device[name] for name in account} == pytest.approx(account)
+        assert row.device["computing_s"] <= row.device["seconds"] * (1 + 1e-9)
+
+
+SYSTEMS = {
+    "on_demand": lambda m: systems.on_demand(slots=2),
+    "resident": lambda m: systems.on_demand(slots=99),
+    "mobile": lambda m: systems.mobile(middle_gamma(m), slots=3),
+    "drop": lambda m: systems.drop(slots=3),
+    "anybody": lambda m: systems.anybody(slots=3),
+    "smoe": lambda m: systems.smoe(0.9, slots=4),
+    "early_routing": lambda m: systems.early_routing(slots=3),
+    "next_ranked": lambda m: systems.next_gate(miss=p.NextRanked(), evict=p.Weighted(), slots=3),
+    "adapmoe": lambda m: systems.adapmoe([1.0] * 9, 0.3, slots=3),
+    "mobile_drop": lambda m: systems.mobile(middle_gamma(m), slots=3, miss=p.Drop(), evict=p.LFU()),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_row_has_the_text_and_the_account_of_an_engine_of_its_own(model, name):
+    config = SYSTEMS[name](model)
+    if name == "adapmoe":
+        with mobile_nb.offload(model) as engine:
+            layers = engine.trace.conditions["layers"]
+        config = systems.adapmoe([1.0, 0.2, 0.5, 0.1][:layers], 0.3, slots=3)
+    check(model, config, [[5, 6, 7], [9], [9, 8, 7, 6, 5, 4, 3], [11, 12]])
+
+
+@settings(max_examples=6)
+@given(data=st.data())
+def test_whatever_the_prompts_slots_and_threshold(data):
+    model = random_model("olmoe")
+    prompts = data.draw(st.lists(st.lists(st.integers(3, 60), min_size=1, max_size=9), min_size=1, max_size=4))
+    prefetch = data.draw(st.sampled_from((p.Nothing(), p.EvictedRouter(2), p.NextGate(1), p.NearestAbsent(2))))
+    miss = data.draw(st.sampled_from((p.Wait(), p.Drop(), p.NearScore(0.8))))
+    gamma = data.draw(st.sampled_from((0.0, middle_gamma(model), 1.1)))
+    slots = data.draw(st.integers(1, 6))
+    check(model, systems.mobile(gamma, prefetch=prefetch, miss=miss, slots=slots), prompts)
+
+
+def test_the_model_and_the_engine_are_given_back():
+    model = random_model("olmoe")
+    prompt = [5, 6, 7]
+    with mobile_nb.offload(model, systems.drop(slots=3)) as engine:
+        with engine.batch(), pytest.raises(MobileError, match="writing already"), engine.batch():
+            pass
+        first = engine.generate(prompt, max_new_tokens=3).token_ids
+    with mobile_nb.offload(model, systems.drop(slots=3)) as engine:
+        assert engine.generate(prompt, max_new_tokens=3).token_ids == first
