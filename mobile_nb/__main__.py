@@ -50,9 +50,11 @@ def parser() -> argparse.ArgumentParser:
         help="share of the experts in the little model, with --gamma (%(default)s)",
     )
     solve.add_argument(
-        "--slots", type=int, help="offload, with so many device slots a layer: one text at a time, with a clock"
+        "--slots",
+        type=int,
+        help="offload, with so many device slots a layer: each text on a simulated device of its own",
     )
-    solve.add_argument("--batch-size", type=int, default=32, help="texts at once, without --slots (%(default)s)")
+    solve.add_argument("--batch-size", type=int, default=32, help="texts at once (%(default)s)")
     solve.add_argument("--max-new-tokens", type=int, help="most tokens a text (what the task needs)")
     solve.add_argument("--save", type=Path, help="keep results here as they come; an interrupted run goes on from them")
     solve.add_argument("--json", type=Path, help="write the numbers to this file too")

@@ -4,8 +4,9 @@
     >>> result = mobile_nb.evaluate(model, tokenizer, "word-problems", n=100, config=mobile_nb.systems.mobile(0.7))
     >>> result.accuracy, result.interval, result.fallback_ratio
 
-A model is evaluated in batches, in which each row falls back on its own; an engine writes one text after the other, as
-it always does. Both give the same texts.
+Texts are written in batches, in which each row falls back on its own. With an engine each of them has a simulated
+device of its own, empty at first, so that what is resident, and what it costs, is what it would be alone; where the
+engine's time is measured, texts are written one after the other.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Solved:
 
     steps: its difficulty.   confidences: the largest probability of each token as it was first written (the little
     model's, where there is one).   fell_back: of each token. The first token of a text comes from the prompt pass.
+    device: what the tokens after it cost on an engine's device: seconds, computing_s, bytes, requests, hits,
+    prefetches, used.
     """
 
     problem: int
@@ -43,6 +46,7 @@ class Solved:
     token_ids: list[int]
     confidences: list[float]
     fell_back: list[bool]
+    device: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,6 +77,19 @@ class Evaluation:
         """Share of the tokens after each text's first that the big model wrote again; 0 without a little model."""
         later = [again for each in self.solved for again in each.fell_back[1:]]
         return sum(later) / max(1, len(later))
+
+    @property
+    def device(self) -> dict[str, float]:
+        """Simulated, of an engine's device, a token after each text's first: seconds_per_token, computing_per_token
+        (the seconds of computation alone; the rest is stall), bytes_per_token, hit_rate. Empty for a model."""
+        tokens = sum(len(each.token_ids) - 1 for each in self.solved)
+        if not tokens or not self.solved[0].device:
+            return {}
+        of = {name: sum(each.device[name] for each in self.solved) for name in self.solved[0].device}
+        return {
+            "seconds_per_token": of["seconds"] / tokens, "computing_per_token": of["computing_s"] / tokens,
+            "bytes_per_token": of["bytes"] / tokens, "hit_rate": of["hits"] / max(1, of["requests"]),
+        }  # fmt: skip
 
     @property
     def precision(self) -> list[float]:
@@ -134,9 +151,9 @@ def evaluate(
     """Solves `n` problems of a task, greedily.
 
     Args:
-        engine_or_model: an `Engine`, which writes one text at a time under its own config; or a model, in batches.
+        engine_or_model: an `Engine`, under its own config; or a model.
         task: a task's name (see `tasks.load`) or problems.
-        batch_size: texts written at once by a model, 1 or more; it changes time, never texts. An engine ignores it.
+        batch_size: texts written at once, 1 or more; it changes time, never texts.
         config: of a model: whose count and keep policies to follow, such as `systems.mobile(0.7)`; None for all K.
         max_new_tokens: most tokens a text; None for what the task needs.
         save: a file for the results so far. Where it holds those of the same evaluation, that one goes on.
@@ -169,7 +186,7 @@ def evaluate(
         results = _saved(save, conditions) or Evaluation([], conditions)
         with _bar(len(problems), results.n, progress) as bar:
             while results.n < len(problems):
-                places = order[results.n : results.n + (1 if engine is not None else batch_size)]
+                places = order[results.n : results.n + (batch_size if writer.together else 1)]
                 part = [problems[at] for at in places]
                 rows, shared, fallbacks = writer.write([p.prompt for p in part], longest, part[0].stop)
                 texts = [tokenizer.decode(row.token_ids, skip_special_tokens=True) for row in rows]

@@ -44,7 +44,8 @@ def run(
     else:
         with offload(net, config, tokenizer=tokenizer) as engine:
             result = evaluate(engine, tokenizer, problems, **shared)
-            if len(engine.trace.passes):  # none, where a saved evaluation was complete
+            clock = dict(result.device)
+            if len(engine.trace.passes):  # measured, one text after the other
                 clock = {"seconds_per_token": metrics.seconds_per_token(engine.trace.to_frame("steps"))}
             how = f"offloaded, {engine.slots} slots a layer; time {engine.trace.conditions['time']}"
     low, high = result.interval

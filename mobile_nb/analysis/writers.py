@@ -35,6 +35,8 @@ def writer_of(engine_or_model, tokenizer, config: MobileConfig) -> Iterator[_Eng
 
 
 class _ModelWriter:
+    together = True
+
     def __init__(self, decoder: BatchDecoder, tokenizer):
         self.decoder, self.tokenizer, self.top_k = decoder, tokenizer, decoder.top_k
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -59,6 +61,8 @@ class _ModelWriter:
 
 
 class _EngineWriter:
+    together = False
+
     def __init__(self, engine: Engine, tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
         self.top_k = engine.trace.conditions["top_k"]
