@@ -41,6 +41,18 @@ class Costs:
         """Several experts one after the other, each on its amount of tokens."""
         return sum(self.expert_s(tokens) for tokens in sorted(amounts))
 
+    def host_s(self, tokens: int = 1) -> float:
+        """One expert on `tokens` tokens, computed on the host: the larger of bytes/host memory rate and operations/host
+        rate, and a copy's latency each for the hidden states' way there and back. Their own bytes are left out."""
+        weights = self.geometry.expert_params
+        read = weights * self.geometry.bytes_per_weight / (self.hardware.host_gb_per_s * 1e9)
+        multiply = 2 * weights * tokens / (self.hardware.host_tflops * 1e12)
+        return self.stretch * (max(read, multiply) + 2 * self.hardware.link_latency_s)
+
+    def host_ratio(self, tokens: int = 1) -> float:
+        """Seconds of an expert on the host over those of fetching and computing it: below 1 the host is faster."""
+        return self.host_s(tokens) / (self.fetch_s + self.expert_s(tokens))
+
     def layer_s(self, tokens: int = 1) -> float:
         """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""
         return self.stretch * self._compute_s(self.geometry.layer_params, tokens, launches=12)

@@ -11,9 +11,11 @@
     expertflow      K                -           successors, how far: ±1   wait              two-level LRU    yes
     adapmoe         by sensitivity   -           nearest gate that misses  wait              LRU              no
     lexi            K of each layer  -           -                         wait              LRU              no
+    fiddler         K                -           -                         host, or wait     none: popular    yes
     early_routing   K                -           next gate                 run the foretold  LRU              no
     buddymoe        K                -           -                         buddy, gated      LRU              no
-    smoe            K                -           next gate's top scores    near score        mean score       no
+    smoe            K                -           next gate's top scores    near score, host  mean score       no
+    premoe, emoe    K of a subset    -           -                         next ranked       none: a subset   no
     anybody, drop   K                -           -                         random, nobody    LRU              no
 
 Every function takes `slots=` or `budget_gb=` (and any other field of `MobileConfig`) beside its own parameters. What a
@@ -105,6 +107,19 @@ def expertflow(by: p.Successors, *, start: int = 2, most: int = 8, **fields) -> 
     return MobileConfig(**({"prefetch": p.AdaptiveDepth(by, start, most), "evict": p.TwoLevel()} | fields))
 
 
+def fiddler(popularity: p.Popularity, ratio: float, **fields) -> MobileConfig:
+    """Fiddler (arXiv 2402.07033): the most popular experts are on the device for good, and an absent one is computed on
+    the host where that takes less time than fetching it. The paper decides so for prompts too, by how many of their
+    tokens ask for an expert; here prompts fetch [inference], through one slot of each layer.
+
+    Args:
+        popularity: such as `Popularity.from_trace` makes.
+        ratio: seconds of an expert on the host over those of fetching and computing it, see `OnHost`; the measured
+            crossover is `policies.OnHost.of(Hardware.measure(), geometry).ratio`.
+    """
+    return MobileConfig(**({"miss": p.OnHost(ratio), "evict": p.Popular(popularity)} | fields))
+
+
 # -- lossy: other counts and misses ----------------------------------------------------------------------------------
 
 
@@ -141,15 +156,47 @@ def buddymoe(
     return MobileConfig(**({"miss": p.Buddy(buddies, tau, beta, rho, eta)} | fields))
 
 
-def smoe(a: float = 0.25, *, tokens: int = 16, **fields) -> MobileConfig:
+def smoe(a: float = 0.25, *, tokens: int = 16, host: float | None = None, **fields) -> MobileConfig:
     """SMoE, "Enabling MoE on the Edge" (arXiv 2508.18983): experts of almost the same score stand in for each other.
-    Where the paper computes some of the remaining misses on the host, all are fetched.
+    The paper splits the misses that remain between host and link; here that is so where `host` is given.
 
     Args:
         a: what is almost the same, see `NearScore`.   tokens: see `MeanScore`.
+        host: seconds of an expert on the host over those of fetching and computing it, see `OnHost` and
+            `Costs.host_ratio`; the misses are then split so that both end together. None: all are fetched.
     """
-    chosen = {"prefetch": p.TopScore(a), "miss": p.NearScore(a), "evict": PredictedReuse(p.MeanScore(tokens))}
+    near = p.NearScore(a)
+    miss = near if host is None else p.OnHost(host, balance=True, before=near)
+    chosen = {"prefetch": p.TopScore(a), "miss": miss, "evict": PredictedReuse(p.MeanScore(tokens))}
     return MobileConfig(**(chosen | fields))
+
+
+def premoe(popularity: p.Popularity, **fields) -> MobileConfig:
+    """PreMoe (arXiv 2505.17639): a task's own experts are on the device, and while it writes only they run.
+
+    The paper loads the experts of the highest expected selection score on the task, and no others. Here the device
+    holds them from the start, and the best-scored resident that was not asked for takes an absent expert's place and
+    weight [inference]. Prompts run all experts [inference]: they pass through one slot of each layer, and whoever came
+    last may stand in too. With fewer slots than a token asks for, the rest is fetched.
+
+    Args:
+        popularity: of the task, such as `Popularity.from_trace(trace, by_weight=True)` of a few problems: sums of the
+            router's weights, which stand for the expected score [inference].
+    """
+    return MobileConfig(**({"miss": p.NextRanked(), "evict": p.Popular(popularity)} | fields))
+
+
+def emoe(popularity: p.Popularity, **fields) -> MobileConfig:
+    """eMoE (arXiv 2503.06823): the experts that the next requests are expected to need stay on the device for 20 to 40
+    prompts, and a miss uses the next-ranked resident.
+
+    The paper's predictor is a trained XLNet; here the set is what the most recent requests used most [inference].
+    `Engine.change` with newer counts, between two texts, makes the next set. Otherwise as `premoe`, prompts included.
+
+    Args:
+        popularity: of recent requests, such as `Popularity.from_trace(trace, latest=40)`.
+    """
+    return MobileConfig(**({"miss": p.NextRanked(), "evict": p.Popular(popularity)} | fields))
 
 
 def anybody(seed: int = 0, **fields) -> MobileConfig:
@@ -169,7 +216,9 @@ __all__ = [
     "buddymoe",
     "drop",
     "early_routing",
+    "emoe",
     "expertflow",
+    "fiddler",
     "finemoe",
     "lexi",
     "little",
@@ -177,5 +226,6 @@ __all__ = [
     "moe_infinity",
     "next_gate",
     "on_demand",
+    "premoe",
     "smoe",
 ]

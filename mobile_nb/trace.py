@@ -43,7 +43,7 @@ class Pass:
         confidence: largest softmax probability of its logits.   gamma: threshold in force, NaN for none.
         begin, end: seconds of the clock.
         ids, weights: the router's K experts [L, T, K] and their weights, as the router gave them.
-        requests, hits, late, misses: expert requests of each layer [L].   copies: started since the pass before.
+        requests, hits, late, misses: of each layer [L]; the host has the rest.  copies: started since the pass before.
         gates: the K experts that each layer's router named some layers ahead, read on the hidden state of the layer
             `a + 1` before: [A, L, K], -1 where nobody read it; None where no gate was read.
     """

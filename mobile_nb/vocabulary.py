@@ -29,6 +29,7 @@ class Step:
             as `Trace.conditions` says.
         bytes_moved: expert bytes that the link was given during this token, prefetches included.
         hits, misses: expert requests served from a device slot, and those that had to be fetched on demand.
+        host: expert requests computed on the host, beside hits and misses.
         fell_back: True when a little token was evicted and the big model wrote this one.
         gamma: the threshold in force, None where there is no little model.
     """
@@ -43,6 +44,7 @@ class Step:
     misses: int
     fell_back: bool = False
     gamma: float | None = None
+    host: int = 0
 
 
 @dataclass(frozen=True, slots=True)

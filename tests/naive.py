@@ -39,7 +39,7 @@ class Naive:
         self.now = self.free = self.busy = 0.0
         self.queue: list[tuple[int, int, float]] = []
         self.copies: list[tuple] = []
-        names = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted")
+        names = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted", "host")
         self.counts = {name: [0] * layers for name in names}
         self.serving: int | None = None
         self.missing = False

@@ -12,6 +12,7 @@ from transformers import StaticCache
 from mobile_nb import Geometry, Hardware, MobileConfig, MobileError, Trace, offload, systems
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import Fraction, MaxProbability
+from mobile_nb.policies.miss.ask import Host
 from mobile_nb.vocabulary import Wanted
 
 NEW = 4
@@ -278,6 +279,7 @@ GARBAGE = {
         "raises": (fails, "failed in `serve`"),
         "too few": (lambda experts, *_: experts[:1], "from 0 to 7"),
         "no such expert": (lambda experts, *_: [8] * len(experts), "from 0 to 7"),
+        "no such expert on the host": (lambda experts, *_: [Host(8)] * len(experts), "from 0 to 7"),
         "words": (lambda experts, *_: ["one"] * len(experts), "from 0 to 7"),
         "nothing": (lambda experts, *_: None, "from 0 to 7"),
     },

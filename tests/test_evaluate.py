@@ -116,7 +116,10 @@ def test_the_first_layers_evicted_router_is_exact(model):
 
 
 def test_a_system_whose_misses_change_the_text_is_refused(model):
-    with pytest.raises(MobileError, match="evaluate an engine, which has one"), installed(model, systems.mobile(miss=Drop())):
+    with (
+        pytest.raises(MobileError, match="evaluate an engine, which has one"),
+        installed(model, systems.mobile(miss=Drop())),
+    ):
         pass
 
 

@@ -66,6 +66,8 @@ SYSTEMS = {
     "early_routing": lambda m: systems.early_routing(slots=3),
     "next_ranked": lambda m: systems.next_gate(miss=p.NextRanked(), evict=p.Weighted(), slots=3),
     "adapmoe": lambda m: systems.adapmoe([1.0] * 9, 0.3, slots=3),
+    "fiddler": lambda m: systems.on_demand(miss=p.OnHost(0.5), slots=3),
+    "split": lambda m: systems.next_gate(miss=p.OnHost(0.7, balance=True), slots=3),
     "mobile_drop": lambda m: systems.mobile(middle_gamma(m), slots=3, miss=p.Drop(), evict=p.LFU()),
 }
 

@@ -152,7 +152,7 @@ def test_wait_fetches_all_and_drop_leaves_out_what_is_absent():
     assert Wait().serve([3, 1, 2], [0.5, 0.3, 0.2], [False, True, False]) == [3, 1, 2]
     assert Drop().serve([3, 1, 2], [0.5, 0.3, 0.2], [False, True, False]) == [None, 1, None]
     assert Drop().serve([3, 1, 2], [0.5, 0.3, 0.2], [False] * 3) == [3, None, None]
-    assert Wait.lossless and not Drop.lossless and Full.lossless
+    assert Wait.lossless and Wait.fetches_all and not Drop.lossless and Full.lossless
 
 
 def test_lru_and_lfu_rank_residents():
@@ -168,6 +168,10 @@ REQUESTS, MAPS = policies.Requests(np.ones((1, 2, 4))), policies.Maps(np.ones((1
 SUCCESSORS = policies.Successors(np.ones((1, 2, 4, 4)), np.ones((2, 4)))
 KNOWN = {  # what has to be learned or measured first, of policies and systems
     "Buddies": (np.ones((2, 4, 4)),),
+    "Popularity": (np.ones((2, 4)),),
+    **dict.fromkeys(("Popular", "premoe", "emoe"), (policies.Popularity(np.ones((2, 4))),)),
+    "OnHost": (0.5,),
+    "fiddler": (policies.Popularity(np.ones((2, 4))), 0.5),
     "Maps": (np.ones((1, 2, 4)), np.ones((1, 2, 4)), [0]),
     "Requests": (np.ones((1, 2, 4)),),
     "Successors": (np.ones((1, 2, 4, 4)), np.ones((2, 4))),

@@ -66,7 +66,16 @@ def test_prefetches_fill_the_time_of_the_layers_before():
     assert copies(scheduler) == [("prefetch", 2, 1, 0.0, 1.0), ("prefetch", 2, 2, 1.0, 2.0)]
     assert scheduler.link.clock.read() == 2.0 + WORK
     counts = {name: int(count.sum()) for name, count in scheduler.counts.items()}
-    assert counts == {"requests": 2, "hits": 2, "late": 1, "misses": 0, "prefetches": 2, "used": 2, "wasted": 0}
+    assert counts == {
+        "requests": 2,
+        "hits": 2,
+        "late": 1,
+        "misses": 0,
+        "prefetches": 2,
+        "used": 2,
+        "wasted": 0,
+        "host": 0,
+    }
 
 
 def test_what_has_not_started_when_its_layer_comes_is_dropped():

@@ -10,6 +10,7 @@ import mobile_nb.runtime.offloaded as offloaded
 from mobile_nb import MobileConfig, MobileError, offload, systems
 from mobile_nb.memory.thread import ThreadLink
 from mobile_nb.model.tiny import random_model
+from mobile_nb.policies import OnHost
 
 
 @pytest.fixture
@@ -31,8 +32,11 @@ def threaded(monkeypatch):
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize(
     "config",
-    [systems.on_demand(), systems.next_gate(), systems.mobile(gamma=1.1)],
-    ids=["on-demand", "next gate", "always rewriting"],
+    [
+        *(systems.on_demand(), systems.next_gate(), systems.mobile(gamma=1.1)),
+        systems.on_demand(miss=OnHost(1.0, balance=True)),
+    ],
+    ids=["on-demand", "next gate", "always rewriting", "half on the host"],
 )
 def test_slow_copies_never_change_tokens(threaded, config, slots):
     coin = random.Random(slots)

@@ -40,7 +40,31 @@ class Cache:
             self.slots >= experts
         ):  # room for everybody: nothing is offloaded, expert e in slot e
             self.expert_in[row, :, :experts] = self.slot_of[row] = np.arange(experts)
-        self._unusable = np.arange(most)[None] >= self.slots[:, None]  # [C, S]
+        shut = np.arange(most)[None] >= self.slots[:, None]  # [C, S] beyond what a configuration has
+        self.shut = np.repeat(shut[:, None], layers, axis=1)  # [C, L, S] never given away
+        self._place()
+
+    def _place(self) -> None:
+        """Seats those who are there before the first token and never leave, where the eviction policy names some."""
+        for row in np.flatnonzero(self.slots < self.experts) if hasattr(self.evict, "placed") else ():
+            for layer in range(self.layers):
+                seats, who = self._named(layer, int(self.slots[row]))
+                self.expert_in[row, layer, seats], self.slot_of[row, layer, who] = who, seats
+                self.shut[row, layer, seats] = True
+
+    def _named(self, layer: int, slots: int) -> tuple[np.ndarray, list[int]]:
+        try:
+            named = list(self.evict.placed(layer, slots))
+        except MobileError:
+            raise
+        except Exception as problem:
+            raise MobileError(failed(self.evict, "placed", problem)) from problem
+        if len(set(named)) != len(named) or len(named) >= slots or not set(named) <= set(range(self.experts)):
+            raise MobileError(
+                f"the eviction policy {self.evict!r} must place fewer than {slots} different experts from 0 to "
+                f"{self.experts - 1} in layer {layer}, got {named!r}."
+            )
+        return np.arange(len(named)), named
 
     def find(self, layer: int, ids: np.ndarray) -> np.ndarray:
         """Slots of `ids` [C, k], -1 where absent or where the id itself is -1."""
@@ -62,6 +86,7 @@ class Cache:
             residents[rows] = -1
         for flags in (self.pledged, self.fresh):
             flags[rows] = False
+        self._place()
 
     def victim(self, rows: np.ndarray, layer: int, barred: np.ndarray) -> np.ndarray:
         """The slot that each row would give away next: [R], -1 where every slot is barred.
@@ -91,7 +116,7 @@ class Cache:
             )
         np.clip(score, -1e300, 1e300, out=score)
         score[expert_in < 0] = -np.inf
-        barred = barred | self._unusable[rows]
+        barred = barred | self.shut[rows, layer]
         score[barred] = np.inf
         return np.where(barred.all(axis=1), -1, score.argmin(axis=1))
 

@@ -11,6 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
+from torch import nn
+
+from .store import Arena
 
 
 class HostCache:
@@ -72,4 +75,12 @@ class DiskArena:
         return block
 
 
-__all__ = ["DiskArena", "HostCache"]
+def arena_of(
+    experts: nn.Module, count: int, layer: int, cache: HostCache | None = None, *, pin: bool = False
+) -> Arena | DiskArena:
+    """The arena of a layer's fused-experts module: in its files where a load left them there, else in host memory."""
+    files = getattr(experts, "on_disk", None)
+    return Arena(experts, count, pin=pin) if files is None else DiskArena(files, count, layer, cache)
+
+
+__all__ = ["DiskArena", "HostCache", "arena_of"]

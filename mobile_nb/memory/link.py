@@ -38,6 +38,7 @@ class SimulatedLink:
         self.ready = np.zeros((count, layers, slots))  # [C, L, S] when the slot's content is there
         self.released = np.zeros((count, layers, slots))  # [C, L, S] when the slot's last computation is over
         self.copying_s = np.zeros(count)
+        self.host_busy = np.zeros(count)  # [C] when the host has computed what it was given
 
     def can_start(self, since: np.ndarray) -> np.ndarray:
         """Whether a copy asked for at `since` [C] would have started by now: bool [C]."""
@@ -78,6 +79,10 @@ class SimulatedLink:
         done = np.maximum(self.busy[rows], self.ready[rows, layer, slots]) + seconds
         self.busy[rows] = self.released[rows, layer, slots] = done
 
+    def on_host(self, seconds) -> None:
+        """The host computes for so long, one expert after the other, beside link and compute unit: seconds, or [C]."""
+        self.host_busy = np.maximum(self.host_busy, self.clock.now) + seconds
+
     def remember(self, copy: Copy) -> None:
         """The record of the copy just started; its times are known already."""
 
@@ -99,8 +104,8 @@ class SimulatedLink:
         self.clock.advance(seconds)
 
     def end_layer(self) -> None:
-        """The layer is over when its last expert is."""
-        self.clock.advance_to(self.busy)
+        """The layer is over when its last expert is, on the device or on the host."""
+        self.clock.advance_to(np.maximum(self.busy, self.host_busy))
 
 
 __all__ = ["Mover", "SimulatedLink"]

@@ -4,7 +4,7 @@ Each function is the twin of the method of `Scheduler` or `Cache` that it names,
 to the last bit. State lies in a few arrays of records, because numba pays for every array that a function is handed.
 
 Legend: slots SLOT [L, S] · experts EXPERT [L, E] · queue QUEUED [Q] · turns TURN [E] · clock CLOCK [1] · counts
-[P, 7, L] · copies COPY [N], empty for none kept; see `records`.
+[P, 8, L] · copies COPY [N], empty for none kept; see `records`.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from numba import njit
 
 from .scheduler import COUNTERS
 
-REQUESTS, HITS, LATE, MISSES, PREFETCHES, USED, WASTED = range(len(COUNTERS))
+REQUESTS, HITS, LATE, MISSES, PREFETCHES, USED, WASTED, HOST = range(len(COUNTERS))
 LEAST_RECENT, LEAST_FREQUENT, FARTHEST = range(3)  # who leaves
 
 

@@ -18,7 +18,7 @@ from ..vocabulary import Wanted
 from .cache import Cache
 from .wishes import Waiting, pairs_of
 
-COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted")
+COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted", "host")
 
 
 class Scheduler:
@@ -30,8 +30,8 @@ class Scheduler:
         record: keep a list of copies (`take_copies`); for live runs, where C is 1.
 
     Attributes:
-        counts: for each name in COUNTERS an int array [C, L]. hits + misses = requests; `late` are the hits whose
-            copy was still under way; `used` and `wasted` are prefetches that were asked for, or evicted before that.
+        counts: for each name in COUNTERS an int array [C, L]. hits + misses + host = requests; `late` are the hits
+            whose copy was still under way; `used` and `wasted` are prefetches that were asked for, or evicted before.
     """
 
     def __init__(self, cache: Cache, link, *, record: bool = True):
@@ -157,7 +157,7 @@ class Scheduler:
             rows = self._all[asked[:, j] & ~resident[:, j]]
             if not rows.size:
                 continue
-            short = rows[(barred[rows] | cache._unusable[rows]).all(axis=1)]
+            short = rows[(barred[rows] | cache.shut[rows, layer]).all(axis=1)]
             if short.size:
                 yield from self._compute(short, layer, ids, slot, ready, seconds, waiting, hand)
                 barred[short] = False
@@ -184,6 +184,13 @@ class Scheduler:
         self.counts["requests"][:, layer] += amount
         self.counts["hits"][:, layer] += amount
         self.link.elapse(seconds)
+
+    def on_host(self, layer: int, amount: int | np.ndarray, seconds: float | np.ndarray) -> None:
+        """`amount` experts of a layer, whose `request` for the others follows, are computed on the host meanwhile; one
+        number for all configurations, or [C]."""
+        self.counts["requests"][:, layer] += amount
+        self.counts["host"][:, layer] += amount
+        self.link.on_host(seconds)
 
     def take_copies(self) -> list[Copy]:
         """The copies since the last call, in the order in which they started."""

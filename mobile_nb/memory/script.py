@@ -45,7 +45,7 @@ class Script(NamedTuple):
 
 
 class Played(NamedTuple):
-    """What became of it: begin and end of each pass [P] in seconds, COUNTERS of each pass and layer [P, 7, L], and
+    """What became of it: begin and end of each pass [P] in seconds, COUNTERS of each pass and layer [P, 8, L], and
     the copies as records of COPY [N], in the order in which they started."""
 
     begin: np.ndarray
@@ -54,11 +54,17 @@ class Played(NamedTuple):
     copies: np.ndarray
 
 
-def interpret(script: Script, scheduler: Scheduler, ask: Callable[[int, int], None] | None = None) -> Played:
+def interpret(
+    script: Script,
+    scheduler: Scheduler,
+    ask: Callable[[int, int], None] | None = None,
+    hosted: Callable[[int, int, np.ndarray], tuple[np.ndarray, float]] | None = None,
+) -> Played:
     """Plays a script through a `Scheduler` of one configuration on a simulated link: the rules of live runs.
 
     Args:
         ask: (pass, layer), called where a live run asks its policies, in place of what the script wants there.
+        hosted: (pass, layer, experts [k]) -> which of them are computed on the host, bool [k], and seconds of each.
     """
     passes, layers = len(script.layer_s), scheduler.cache.layers
     link, cache = scheduler.link, scheduler.cache
@@ -80,14 +86,21 @@ def interpret(script: Script, scheduler: Scheduler, ask: Callable[[int, int], No
             link.elapse(script.layer_s[p])
             asked = slice(*script.asked_at[p * layers + layer :][:2])
             experts, seconds = script.asked[asked], script.asked_s[asked]
+            away = None if hosted is None or scheduler.settled(layer) else hosted(p, layer, experts)
             scheduler.pump()  # until here, what this pass asks for is still to come
             cache.next_use[0, layer, experts] = script.next_ask[asked]
             if scheduler.settled(layer):
                 scheduler.all_hit(layer, len(experts), sum(reversed(seconds.tolist())))
                 continue
+            if away is not None and away[0].any():
+                scheduler.on_host(layer, away[0].sum(), away[1] * away[0].sum())
+                experts, seconds = experts[~away[0]], seconds[~away[0]]
+            wave = -1
             for wave, _ in enumerate(scheduler.request(layer, experts[None], seconds[None])):
                 if wave == 0:
                     ask(p, layer)
+            if wave < 0:
+                ask(p, layer)
         link.elapse(script.head_s[p])
         end[p] = link.clock.read()
         counts[p] = [scheduler.counts[name][0] for name in COUNTERS]

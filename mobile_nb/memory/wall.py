@@ -110,6 +110,9 @@ class WallLink(ABC):
         if ticket is not None and self.ready[0, layer, int(slots[0])]:
             self._wait(ticket)
 
+    def on_host(self, seconds) -> None:
+        """The host is at work while it is."""
+
     def computed(self, layer: int, wave) -> None:
         """The wave's computation was handed out."""
 

@@ -1,4 +1,4 @@
-"""Runs experts from device slots. Knows nothing about why an expert is in its slot.
+"""Runs experts from device slots, or on the host. Knows nothing about why an expert is where it is.
 
 The arithmetic is the model's own: a shallow copy of its experts module whose weights are views of the slots, called
 with slot numbers in place of expert ids. So biases, interleaved or transposed weights and special gates need no code
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from ..memory.store import Slots
+from ..memory.disk import DiskArena
+from ..memory.store import Arena, Slots
 
 GATHER_LIMIT = 1 << 20  # bytes of one expert up to which gathering the weights of a token beats a loop over them
 
@@ -76,6 +78,40 @@ class SlotExperts:
         return weights.to(out.dtype) @ out
 
 
+class HostExperts:
+    """The experts of one layer, computed on the host from where their weights lie; nothing is copied to the device.
+
+    Args:
+        experts: the fused-experts module.
+        arena: an `Arena`, whose blocks are used as they are, or a `DiskArena`, of which one expert at a time is read.
+    """
+
+    def __init__(self, experts: nn.Module, arena: Arena | DiskArena):
+        self._arena, layout = arena, arena.layout
+        self._reads = not hasattr(arena, "blocks")
+        blocks = torch.empty(1, layout.numel, dtype=layout.dtype) if self._reads else arena.blocks
+        views = layout.views(blocks)
+        twin = copy.copy(experts)  # what else the module holds must be on the host as well
+        twin._parameters = {
+            name: p if p is None or name in views else nn.Parameter(p.to("cpu"), requires_grad=False)
+            for name, p in experts._parameters.items()
+        }
+        twin._buffers = {name: b if b is None else b.to("cpu") for name, b in experts._buffers.items()}
+        self._block = blocks[0]
+        self._compute = SlotExperts(twin, SimpleNamespace(blocks=blocks, views=views))
+
+    @torch.no_grad()
+    def __call__(self, hidden: torch.Tensor, experts: list[int], weights: torch.Tensor) -> torch.Tensor:
+        """hidden [T, H], k expert ids for all its tokens, weights [T, k] -> their weighted sum [T, H]; on the host."""
+        if not self._reads:
+            return self._compute(hidden, torch.tensor([experts] * len(hidden)), weights)
+        out, slot = torch.zeros_like(hidden), torch.zeros(len(hidden), 1, dtype=torch.long)
+        for rank, expert in enumerate(experts):
+            self._arena.copy_to(expert, self._block)
+            out += self._compute(hidden, slot, weights[:, rank : rank + 1])
+        return out
+
+
 def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool, scale=None):
     """The `run` largest-weighted of each token's K experts: index and weights [T, run], largest first.
 
@@ -95,4 +131,4 @@ def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None,
     return index, kept if scale is None else kept * scale[index]
 
 
-__all__ = ["OffloadedExperts", "SlotExperts", "best"]
+__all__ = ["HostExperts", "OffloadedExperts", "SlotExperts", "best"]

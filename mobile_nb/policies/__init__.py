@@ -15,9 +15,9 @@ the user as one sentence that names it.
 
 from .codec import Full
 from .count import Fraction, PerLayer, Sensitivity, TopK
-from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
+from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
-from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
+from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, OnHost, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
@@ -61,8 +61,11 @@ __all__ = [
     "NextGate",
     "NextRanked",
     "Nothing",
+    "OnHost",
     "Oracle",
     "PerLayer",
+    "Popular",
+    "Popularity",
     "PredictedReuse",
     "PreviousToken",
     "ReadGates",

@@ -139,7 +139,8 @@ class Sensitivity:
     together, meet the same condition [inference]. Prompts run all of them [inference].
 
     Attributes:
-        layers: [L] each layer's sensitivity (in the paper the Fisher information of its output).
+        layers: [L] each layer's sensitivity (in the paper the Fisher information of its output), such as
+            `model.sensitivity.sensitivities` measures.
         threshold: T; the larger, the fewer experts.
     """
 

@@ -11,7 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ..vocabulary import MobileError, number
+from ..routing import texts
+from ..trace import Trace
+from ..vocabulary import MobileError, number, whole
+from .knowledge import Knowledge
 from .predict import Predictor
 from .view import View
 
@@ -29,6 +32,9 @@ class History:
 
 class Evict(Protocol):
     """Ranks residents.
+
+    One that has `placed(layer, slots)` names residents, fewer than there are slots, that are on the device before the
+    first token and never leave.
 
     One that looks ahead also has `expects(layer, view)`, asked when a prefetcher is: how much each expert will be
     needed, [L, E] (`policies.predict`). Its answer comes back as `History.expected`.
@@ -127,6 +133,63 @@ class Weighted:
         return sum(w * term / np.maximum(term.max(axis=1, keepdims=True), 1e-30) for w, term in terms)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Popularity(Knowledge):
+    """How often each expert was used.   counts: [L, E]."""
+
+    counts: np.ndarray
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.counts.ndim != 2 or not (np.isfinite(self.counts) & (self.counts >= 0)).all():
+            raise ValueError(f"counts must be numbers of at least 0 [layers, experts], got {self.counts.shape}.")
+
+    @staticmethod
+    def from_trace(trace: Trace, *, by_weight: bool = False, latest: int | None = None) -> Popularity:
+        """Over the texts of a trace, their prompts included.
+
+        Args:
+            by_weight: sum the router's weights instead of counting 1 for each use.
+            latest: only the last so many texts; None for all.
+        """
+        found = texts(trace)[-whole("latest", latest) :] if latest is not None else texts(trace)
+        counts = np.zeros((trace.conditions["layers"], trace.conditions["experts"]))
+        for ids, weights in found:  # [L, N, K]
+            np.add.at(counts, (np.arange(len(ids))[:, None, None], ids), weights if by_weight else 1)
+        return Popularity(counts)
+
+
+@dataclass(frozen=True)
+class Popular:
+    """Static placement: each layer's most popular experts are on the device before the first token and never leave.
+    Fiddler (arXiv 2402.07033) places so; PreMoe and eMoE keep a set.
+
+    All others pass through the slots that are left, of which the least recently used is given away.
+
+    Attributes:
+        counts: how popular each expert is.
+        room: slots of a layer that are left for the others, at least one: a prompt may ask for any expert [inference].
+    """
+
+    counts: Popularity
+    room: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.counts, Popularity):
+            kind = type(self.counts).__name__
+            raise TypeError(f"Popular.counts must be a Popularity, such as from_trace makes, got a {kind}.")
+        whole("Popular.room", self.room)
+
+    def placed(self, layer: int, slots: int) -> list[int]:
+        """Who stays, the most popular first; the lower id on a tie."""
+        if layer >= len(self.counts.counts):
+            raise MobileError(f"Popular knows {len(self.counts.counts)} layers, and the model has more.")
+        return np.argsort(-self.counts.counts[layer], kind="stable")[: max(0, slots - self.room)].tolist()
+
+    def score(self, history: History) -> np.ndarray:
+        return history.last_used
+
+
 @dataclass(frozen=True)
 class TwoLevel:
     """ExpertFlow (arXiv 2510.26730): LRU in two levels. An expert rises when it is asked for in another pass than the
@@ -139,4 +202,15 @@ class TwoLevel:
         return history.last_used + again * (history.last_used.max() + 1.0)
 
 
-__all__ = ["LFU", "LRU", "Belady", "Evict", "History", "PredictedReuse", "TwoLevel", "Weighted"]
+__all__ = [
+    "LFU",
+    "LRU",
+    "Belady",
+    "Evict",
+    "History",
+    "Popular",
+    "Popularity",
+    "PredictedReuse",
+    "TwoLevel",
+    "Weighted",
+]

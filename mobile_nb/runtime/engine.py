@@ -190,6 +190,7 @@ class Engine:
             misses=int(sum(p.misses.sum() for p in w.passes)),
             fell_back=len(w.passes) > 1,
             gamma=w.gamma,
+            host=int(sum((p.requests - p.hits - p.misses).sum() for p in w.passes)),
         )
 
 

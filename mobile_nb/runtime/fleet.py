@@ -22,11 +22,12 @@ from ..memory.link import SimulatedLink
 from ..memory.scheduler import Scheduler
 from ..model.adapters import MoELayer
 from ..model.experts import best
+from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT
 from .config import MobileConfig
 from .facts import Text, consulted, counted, looks_ahead, revises
+from .missed import answered, answers
 from .rows import RowView
-from .serve import replaced
 
 ACCOUNT = ("seconds", "computing_s", "bytes", "requests", "hits", "prefetches", "used")
 
@@ -67,7 +68,7 @@ class Fleet:
         self.experts = [FleetExperts(self, at, layer) for at, layer in enumerate(layers)]
         self.computing_s = np.zeros(texts)
         self.mode, self.place, self.calls = PROMPT, {}, []
-        self._by_token = getattr(config.count, "by_token", False)
+        self._by_token, self._answers = getattr(config.count, "by_token", False), answers(config)
         self._hidden: torch.Tensor | None = None
         self._said: dict = {}
         self._ended: list = [None] * texts
@@ -184,20 +185,24 @@ class Fleet:
     def _token(self, at: int, index: torch.Tensor, weights: torch.Tensor, runs: list[int]):
         """What each text asks the device for, and what is computed once its policy has answered."""
         ids, amounts = index.tolist(), weights.float().tolist()
-        asked, changed = [], False
+        asked, changed, hosted = [], False, np.zeros(self.texts, dtype=np.int64)
         for row in self.rows:
             place, view = self.place[row], self.views[row]
             mine = ids[place][: runs[place]]
-            if not self.config.miss.lossless:
+            if self._answers:
                 there = self.scheduler.cache.slot_of[row, at, mine] >= 0
                 view.at = at
-                answers = replaced(self.config.miss, mine, amounts[place][: len(mine)], there.tolist(), view)
-                changed |= answers != mine
-                for position, expert in enumerate(answers):
+                answer = answered(self.config.miss, mine, amounts[place][: len(mine)], there.tolist(), view)
+                runs_there = [each.expert if isinstance(each, Host) else each for each in answer]
+                changed |= runs_there != mine
+                for position, expert in enumerate(runs_there):
                     ids[place][position] = 0 if expert is None else expert
                     amounts[place][position] *= expert is not None
-                mine = answers
-            asked.append(list(dict.fromkeys(expert for expert in mine if expert is not None)))
+                mine = [each for each in answer if each is not None and not isinstance(each, Host)]
+                hosted[row] = sum(isinstance(each, Host) for each in answer)
+            asked.append(list(dict.fromkeys(mine)))
+        if hosted.any():
+            self.scheduler.on_host(at, hosted, hosted * self.costs.host_s())
         if not changed:
             return asked, index, weights
         return asked, index.new_tensor(ids), weights.new_tensor(amounts)

@@ -9,9 +9,11 @@ import numpy as np
 from ..memory.scheduler import Scheduler
 from ..memory.wishes import pairs_of
 from ..policies import Nothing
+from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Facts, Text, ask, consult, revises
+from .missed import answered
 from .tape import Selection, Tape
 
 
@@ -102,6 +104,22 @@ class Foresight(Facts):
                 consult(config, layer, self, scheduler)
 
         return consulted
+
+    def hosted(self, config: MobileConfig, seconds: float) -> Callable[..., tuple[np.ndarray, float]]:
+        """What `interpret` asks of each request's `experts`: whom a miss policy without loss has the host compute, an
+        expert in so many seconds. It is told the weights that the router gave."""
+
+        def away(n: int, layer: int, experts: np.ndarray) -> tuple[np.ndarray, float]:
+            if not self.single or self.mode == PROMPT:
+                return np.zeros(len(experts), dtype=bool), seconds
+            self.at, (ids, weights) = layer, self._routed(layer)
+            said = dict(zip(ids.tolist(), weights.tolist(), strict=True))
+            asked = [expert for expert in self.tape.best[self.selection.index[n], layer].tolist() if expert in experts]
+            there = [slot >= 0 for slot in self._playing.cache.slot_of[0, layer, asked].tolist()]
+            answer = answered(config.miss, asked, [said[expert] for expert in asked], there, self)
+            return np.isin(experts, [each.expert for each in answer if isinstance(each, Host)]), seconds
+
+        return away
 
 
 __all__ = ["Foresight"]

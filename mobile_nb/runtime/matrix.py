@@ -116,7 +116,7 @@ def _exact(case: _Case) -> None:
 
 
 def _report(case: _Case) -> None:
-    """One row a layer, and each request a hit or a miss."""
+    """One row a layer, and each request a hit or a miss: nothing is computed on the host here."""
     *_, report = case.write(systems.on_demand(slots=2))
     if list(report.layer) != [layer.name for layer in case.layers]:
         raise _Wrong("the report has other rows than the model has MoE layers")

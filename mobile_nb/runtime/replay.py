@@ -27,6 +27,7 @@ from .config import MobileConfig, choose_slots, conditions, found
 from .facts import looks_ahead, revises
 from .foresight import Foresight
 from .layout import costed, layout
+from .missed import answers
 from .tape import Selection, Tape
 
 COMPILED = (LRU, LFU, Belady)  # their places are those of LEAST_RECENT, LEAST_FREQUENT and FARTHEST in memory.rules
@@ -145,7 +146,7 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     free_gb = 0.9 * hardware.device_gb - geometry.other_gb
     slots, chosen = choose_slots(config, geometry, tape.experts, free_gb)
     script = costed(laid, costs)
-    asked = looks_ahead(config) or revises(config)  # while it plays
+    asked = looks_ahead(config) or revises(config) or answers(config)  # while it plays
     if type(config.evict) in COMPILED and not asked:
         from ..memory.compiled import play
 
@@ -155,8 +156,9 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
         link = SimulatedLink(VirtualClock(), tape.layers, slots, costs.fetch_s)
         cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
         scheduler = Scheduler(cache, link, record=record)
-        beside = Foresight(tape, selection, laid["asked_at"], laid["asked"]).beside(config, scheduler)
-        played = interpret(script, scheduler, beside if asked else None)
+        view = Foresight(tape, selection, laid["asked_at"], laid["asked"])
+        beside = view.beside(config, scheduler) if asked else None
+        played = interpret(script, scheduler, beside, view.hosted(config, costs.host_s()) if answers(config) else None)
     about = about | conditions(config, costs, slots, chosen) | {"exact": selection.exact}
     about["time"] += ", replayed"
     gamma = getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan

@@ -9,8 +9,9 @@ from .serve import Server
 def report(server: Server, trace: Trace):
     """A pandas frame, one row a MoE layer, over everything since the model was offloaded.
 
-    Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, hit_rate,
-    prefetches, used, wasted (evicted unused), gb_moved. `.attrs` holds the conditions.
+    Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, host
+    (computed on the host: hits + misses + host = requests), hit_rate, prefetches, used, wasted (evicted unused),
+    gb_moved. `.attrs` holds the conditions.
     """
     from .frames import Report
 
@@ -25,6 +26,7 @@ def report(server: Server, trace: Trace):
             "hits": counts["hits"],
             "late": counts["late"],
             "misses": counts["misses"],
+            "host": counts["host"],
             "hit_rate": counts["hits"] / counts["requests"].clip(1),
             "prefetches": counts["prefetches"],
             "used": counts["used"],

@@ -14,14 +14,17 @@ import torch
 
 from ..costs import Costs
 from ..memory.cache import Cache
-from ..memory.disk import DiskArena, HostCache
+from ..memory.disk import DiskArena, HostCache, arena_of
 from ..memory.scheduler import Scheduler
 from ..memory.store import Arena, Slots
 from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
-from ..vocabulary import PROMPT, MobileError
+from ..policies.miss.ask import Host
+from ..vocabulary import PROMPT
 from .config import MobileConfig
-from .facts import Text, View, ask, consult, counted, read_gates
+from .facts import Text, View, consult, counted, read_gates
+from .hosted import HostUnit
+from .missed import answered, answers
 
 
 class Server:
@@ -47,6 +50,7 @@ class Server:
         self.mode: str | None = None  # None: the model was called outside a pass
         self._by_token = getattr(config.count, "by_token", False)
         self._device, self._compute, self._ended = device, [], None
+        self._host = HostUnit(layers, self.arenas)
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self._routed: list[list] = [[] for _ in layers]
@@ -67,36 +71,33 @@ class Server:
         Args:
             arenas: those that the server before has left, if there was one.
         """
-        self.arenas = list(arenas)
+        self.arenas[:] = arenas
         for at, layer in enumerate(self.layers):
             if at == len(self.arenas):
-                self.arenas.append(self._arena(at, layer))
+                pin = self._device.type == "cuda"
+                self.arenas.append(arena_of(layer.experts, layer.num_experts, at, self.host_cache, pin=pin))
             self._slots.append(Slots(self.arenas[at], self.slots, self._device))
             self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
+            for slot in np.flatnonzero(self.scheduler.cache.shut[0, at]):  # who stays is there before the first token
+                self._move(at, int(self.scheduler.cache.expert_in[0, at, slot]), int(slot))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
             )
-
-    def _arena(self, at: int, layer: MoELayer) -> Arena | DiskArena:
-        files = getattr(layer.experts, "on_disk", None)
-        if files is not None:
-            return DiskArena(files, layer.num_experts, at, self.host_cache)
-        return Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda")
 
     def leave(self) -> list[Arena | DiskArena]:
         """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
         self.scheduler.cache.clear()
         self.gaps = True
-        self._slots.clear()
-        self._compute.clear()
-        arenas, self.arenas = self.arenas, []
+        arenas = list(self.arenas)
+        for held in (self._slots, self._compute, self._host, self.arenas):
+            held.clear()
         return arenas
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
         self.link.close()
-        self._slots.clear()
-        self._compute.clear()
+        for held in (self._slots, self._compute, self._host):
+            held.clear()
         for layer in self.layers:
             layer.block.experts = layer.experts
         while self.arenas:  # one at a time: the weights need not lie in memory twice
@@ -177,18 +178,20 @@ class Server:
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
-        if not self.config.miss.lossless and self.mode not in (None, PROMPT):
+        if answers(self.config) and self.mode not in (None, PROMPT):
             ids = self._replaced(at, ids, weights[0].float().tolist())
         columns: dict[int, list[int]] = {}  # expert -> positions it serves
+        hosted = {position: who.expert for position, who in enumerate(ids) if isinstance(who, Host)}
         for position, expert in enumerate(ids):
-            if expert is not None:
+            if expert is not None and position not in hosted:
                 columns.setdefault(int(expert), []).append(position)
         asked = np.array([list(columns)], dtype=np.int64)
-        out, first = None, True
-        for wave in self.scheduler.request(at, asked, np.full(asked.shape, self.costs.expert_s())):
-            if first:
-                self._prefetch(at)
-                first = False
+        out = None
+        if hosted:
+            on_host = self._host.take(at, hidden, weights[:, list(hosted)], list(hosted.values()))
+            self.scheduler.on_host(at, len(hosted), self.costs.host_s() * len(hosted))
+        seconds = np.full(asked.shape, self.costs.expert_s())
+        for wave in self.scheduler.request(at, asked, seconds, lambda: self._prefetch(at)):
             pairs = [(slot, position) for expert, slot in wave for position in columns[expert]]
             slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
             if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
@@ -196,13 +199,17 @@ class Server:
             else:
                 part = self._compute[at](hidden, slots, weights[:, [position for _, position in pairs]])
             out = part if out is None else out + part
+            if hosted:  # while the link and the device are at work
+                out, hosted = out + on_host(), {}
+        if hosted:
+            return on_host()
         return torch.zeros_like(hidden) if out is None else out
 
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
         """Who runs in the place of each asked expert."""
         self.view.at = at
         there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids].tolist()]
-        return replaced(self.config.miss, ids, weights, there, self.view)
+        return answered(self.config.miss, ids, weights, there, self.view)
 
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
@@ -234,18 +241,4 @@ class Server:
         self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
 
 
-def replaced(miss, ids: list[int], weights: list[float], there: list[bool], view) -> list:
-    """Who runs in the place of each asked expert: the miss policy is asked best first, and answers so."""
-    order = sorted(range(len(ids)), key=lambda position: -weights[position])
-    asked, *facts = ([each[p] for p in order] for each in (ids, weights, there))
-    answer = ask(miss, "serve", asked, *facts, view)
-    right = isinstance(answer, Sequence) and len(answer) == len(asked)
-    if not right or not all(e is None or e in range(view.experts) for e in answer):
-        raise MobileError(
-            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {view.experts - 1} "
-            f"or None for nobody, got {answer!r}."
-        )
-    return [expert for _, expert in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
-
-
-__all__ = ["Server", "replaced"]
+__all__ = ["Server"]

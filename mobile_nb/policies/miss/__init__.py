@@ -1,11 +1,12 @@
 """Question 4: what to do about an expert that is asked for and not on the device?
 
-Asked only for single tokens, never for the prompt. Anything but waiting changes the text.
+Asked only for single tokens, never for the prompt. Anything but waiting, here or on the host, changes the text.
 """
 
 from .ask import Miss
 from .buddy import Buddies, Buddy
+from .host import OnHost
 from .plain import Anybody, Drop, Wait
 from .score import Foretold, NearScore, NextRanked
 
-__all__ = ["Anybody", "Buddies", "Buddy", "Drop", "Foretold", "Miss", "NearScore", "NextRanked", "Wait"]
+__all__ = ["Anybody", "Buddies", "Buddy", "Drop", "Foretold", "Miss", "NearScore", "NextRanked", "OnHost", "Wait"]

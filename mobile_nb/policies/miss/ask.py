@@ -24,7 +24,11 @@ Answer = int | Low | Host | None
 
 
 class Miss(Protocol):
-    """Rewrites a token's expert list before it is fetched."""
+    """Rewrites a token's expert list before it is fetched.
+
+    `lossless` says that the text stays that of the full model. One that has nothing to say, because it fetches all that
+    is absent, has `fetches_all = True` and is not asked; others are, loss-free or not.
+    """
 
     lossless: bool
 

@@ -16,6 +16,7 @@ class Wait:
     """Fetch it and wait: exact."""
 
     lossless = True
+    fetches_all = True
 
     def serve(self, experts, weights, resident, view: View | None = None) -> list[int | None]:
         return list(experts)

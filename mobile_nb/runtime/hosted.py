@@ -1,0 +1,38 @@
+"""Experts that the host computes, because a miss policy says so. Knows nothing about why.
+
+Legend: h experts of a token on the host · H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..memory.disk import DiskArena
+from ..memory.store import Arena
+from ..model.adapters import MoELayer
+from ..model.experts import HostExperts
+
+
+class HostUnit:
+    """Computes experts on the host; each layer's are made ready when they are first asked for."""
+
+    def __init__(self, layers: list[MoELayer], arenas: list[Arena | DiskArena]):
+        self._layers, self._arenas = layers, arenas
+        self._experts: dict[int, HostExperts] = {}
+
+    def clear(self) -> None:
+        """Lets go of the arenas."""
+        self._experts.clear()
+
+    def take(self, at: int, hidden: torch.Tensor, weights: torch.Tensor, ids: list[int]) -> Callable[[], torch.Tensor]:
+        """Takes hidden [1, H] and the weights [1, h] of experts `ids` of a layer to the host. Returns what computes
+        their weighted sum [1, H] there and brings it back, to be called once the device has its work."""
+        if at not in self._experts:
+            self._experts[at] = HostExperts(self._layers[at].experts, self._arenas[at])
+        compute, here, heavy = self._experts[at], hidden.to("cpu"), weights.to("cpu")
+        return lambda: compute(here, ids, heavy).to(hidden.device)
+
+
+__all__ = ["HostUnit"]

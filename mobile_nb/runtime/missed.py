@@ -1,0 +1,36 @@
+"""Asks miss policies, in a live run and in a replay alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..policies.miss.ask import Answer, Host
+from ..vocabulary import MobileError
+from .facts import ask
+
+
+def answers(config) -> bool:
+    """Whether its miss policy may do anything but fetch what is absent."""
+    return not getattr(config.miss, "fetches_all", False)
+
+
+def answered(miss, ids: Sequence[int], weights: Sequence[float], resident: Sequence[bool], view) -> list[Answer]:
+    """What a miss policy, which is asked best first, says of each expert.
+
+    Raises:
+        MobileError: it is not an answer for each of them, or names an expert that does not exist.
+    """
+    order = sorted(range(len(ids)), key=lambda position: -weights[position])
+    asked, *facts = ([each[position] for position in order] for each in (ids, weights, resident))
+    answer, experts = ask(miss, "serve", asked, *facts, view), view.experts
+    right = isinstance(answer, Sequence) and len(answer) == len(asked)
+    plain = [each.expert if isinstance(each, Host) else each for each in answer] if right else []
+    if not right or not all(e is None or e in range(experts) for e in plain):
+        raise MobileError(
+            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1}, Host(id), or None "
+            f"for nobody, got {answer!r}."
+        )
+    return [each for _, each in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
+
+
+__all__ = ["answered", "answers"]
