@@ -71,8 +71,8 @@ def _attention(state: State, given: State, layer: str, size: dict[str, Tensor]) 
 def _latent(state: State, given: State, layer: str, size: dict[str, Tensor], heads: int, nope: int) -> None:
     """Multi-head latent attention whose one rotary key is as wide as all heads' keys together.
 
-    Pair j of head h becomes pair `j * heads + h` of the rotary key and only head h asks for it. Its frequency is the old
-    one for head 0 and up to 35 % lower for the others. The latent holds the normed input itself, so values are the same.
+    Pair j of head h becomes pair `j * heads + h` of the rotary key and only head h asks for it. Its frequency is the
+    old one for head 0 and up to 35 % lower for the others. The latent holds the normed input itself, so values stay.
     """
     q, k, v, o = (given[f"{layer}.self_attn.{kind}_proj.weight"] for kind in "qkvo")
     q, k = (each * (given[f"{name}.weight"] / size[name])[:, None] for each, name in
