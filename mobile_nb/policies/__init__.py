@@ -13,7 +13,7 @@ A policy is a pure decision on ids and scores: it sees no tensor, no stream and 
 the user as one sentence that names it.
 """
 
-from .codec import Full
+from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
 from .count import Fraction, PerLayer, Sensitivity, TopK
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
@@ -51,10 +51,14 @@ __all__ = [
     "Foretold",
     "Fraction",
     "Full",
+    "Int2",
+    "Int4",
+    "Int8",
     "Maps",
     "Margin",
     "MaxProbability",
     "MeanScore",
+    "Mixed",
     "NearScore",
     "NearestAbsent",
     "Never",
@@ -62,6 +66,7 @@ __all__ = [
     "NextRanked",
     "Nothing",
     "Oracle",
+    "PerExpert",
     "PerLayer",
     "PredictedReuse",
     "PreviousToken",

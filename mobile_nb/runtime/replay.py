@@ -132,7 +132,7 @@ def replay(
     """
     tape = trace if isinstance(trace, Tape) else Tape(trace)
     selection = tape.select(config)
-    everybody = config.slots is not None and config.slots >= tape.experts  # then nobody is asked whom to fetch
+    everybody = isinstance(config.slots, int) and config.slots >= tape.experts  # then nobody is asked whom to fetch
     laid = layout(tape, selection, replace(config, prefetch=Nothing()) if everybody else config)
     return play_laid(tape, selection, laid, config, hardware, geometry, record=True)
 
@@ -146,13 +146,15 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     slots, chosen = choose_slots(config, geometry, tape.experts, free_gb)
     script = costed(laid, costs)
     asked = looks_ahead(config) or revises(config)  # while it plays
-    if type(config.evict) in COMPILED and not asked:
+    if type(config.evict) in COMPILED and not asked and isinstance(slots, int):
         from ..memory.compiled import play
 
         leaves = COMPILED.index(type(config.evict))
         played = play(script, tape.layers, tape.experts, slots, costs.fetch_s, leaves, record=record)
     else:
-        link = SimulatedLink(VirtualClock(), tape.layers, slots, costs.fetch_s)
+        link = SimulatedLink(
+            VirtualClock(), tape.layers, max(slots) if isinstance(slots, tuple) else slots, costs.fetch_s
+        )
         cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
         scheduler = Scheduler(cache, link, record=record)
         beside = Foresight(tape, selection, laid["asked_at"], laid["asked"]).beside(config, scheduler)
