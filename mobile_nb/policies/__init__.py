@@ -14,16 +14,17 @@ the user as one sentence that names it.
 """
 
 from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
-from .count import Fraction, PerLayer, Sensitivity, TopK
+from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
-from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
+from .miss import Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
     Cumulative,
     EvictedRouter,
+    InForm,
     NearestAbsent,
     NextGate,
     Nothing,
@@ -51,12 +52,14 @@ __all__ = [
     "Foretold",
     "Fraction",
     "Full",
+    "InForm",
     "Int2",
     "Int4",
     "Int8",
     "Maps",
     "Margin",
     "MaxProbability",
+    "LowBits",
     "MeanScore",
     "Mixed",
     "NearScore",
@@ -80,5 +83,6 @@ __all__ = [
     "TopScore",
     "TwoLevel",
     "Wait",
+    "WeightRatio",
     "Weighted",
 ]

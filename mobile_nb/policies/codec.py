@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
+from ..routing import texts
+from ..trace import Trace
 from ..vocabulary import number, whole
 
 SCALE_BYTES = 2  # of the scale that a group of weights shares
@@ -174,6 +178,20 @@ class PerExpert:
         return tuple(min(count, max(1, round(slots * count / len(self.own[0])))) for count in self.counts)
 
     @staticmethod
+    def from_trace(
+        trace: Trace, forms: Sequence[Form] | None = None, shares: Sequence[float] | None = None
+    ) -> PerExpert:
+        """By how often an expert was asked for in past texts, times its mean weight where it was.
+
+        Args:
+            trace: of live runs.   forms, shares: see `by_importance`.
+        """
+        mass = np.zeros((trace.conditions["layers"], trace.conditions["experts"]))
+        for ids, weights in texts(trace):  # [L, N, K]
+            np.add.at(mass, (np.arange(len(mass))[:, None, None], ids), weights)
+        return PerExpert.by_importance(mass.tolist(), forms, shares)
+
+    @staticmethod
     def by_importance(
         importance: Sequence[Sequence[float]],
         forms: Sequence[Form] | None = None,
@@ -186,7 +204,7 @@ class PerExpert:
         assignment is this ranking [inference].
 
         Args:
-            importance: [L, E], such as `importance_of(trace)` measures.
+            importance: [L, E]; `from_trace` measures one.
             forms: the finest first; None for 8, 4 and 2 bits.   shares: of the experts, for each form; None for equal
                 ones. The last form takes those that rounding leaves over.
         """

@@ -65,7 +65,8 @@ class MobileConfig:
             each = [whole("each of slots", n, hint="device slots of a MoE layer") for n in self.slots]
             object.__setattr__(self, "slots", tuple(each))
         elif self.slots is not None:
-            whole("slots", self.slots, hint="device slots of each MoE layer")
+            slots = whole("slots", self.slots, hint="device slots of each MoE layer")
+            object.__setattr__(self, "slots", slots)
         if self.budget_gb is not None:
             number("budget_gb", self.budget_gb, low=0, hint="device memory for experts")
 
@@ -126,7 +127,8 @@ def choose_slots(
     slots = min(slots, experts)
     pools = config.codec.pools(slots)
     if len(pools) == 1:
-        return slots, f"{slots} of {experts} experts a layer, {why}"
+        form = "" if coded[0] is None else f" in {config.codec!r}"
+        return slots, f"{slots} of {experts} experts a layer{form}, {why}"
     each = " and ".join(f"{n} in {form!r}" for n, form in zip(pools, config.codec.forms, strict=True))
     return slots, f"slots a layer for {each}, of {experts} experts, {why}"
 

@@ -21,7 +21,8 @@ class Forms:
     """The forms of a codec for a model of `layers` MoE layers of `experts`.
 
     Attributes:
-        several: whether there is more than one.   counts: [F] experts of a layer that come in each.   own: [L, E] the only form of each expert, or None.
+        several: whether there is more than one.   counts: [F] experts of a layer that come in each.
+        own: [L, E] the only form of each expert, or None.
 
     Raises:
         MobileError: the codec is about another model.
@@ -39,8 +40,14 @@ class Forms:
             )
 
     def sizes(self, slots: int | Sequence[int]) -> np.ndarray:
-        """[L, F] slots of each pool where the configuration says `slots`; at most one for each of its experts."""
+        """[L, F] slots of each pool where the configuration says `slots`; at most one for each of its experts.
+
+        Raises:
+            MobileError: there are not as many numbers as layers.
+        """
         each = [slots] * self.layers if isinstance(slots, int) else slots
+        if len(each) != self.layers:
+            raise MobileError(f"slots has numbers for {len(each)} layers, and the model has {self.layers}.")
         return np.array([[min(pair) for pair in zip(self.codec.pools(n), self.counts, strict=True)] for n in each])
 
     def entry(self, at: int, expert: int) -> int:

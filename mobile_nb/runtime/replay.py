@@ -26,6 +26,7 @@ from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig, choose_slots, conditions, found
 from .facts import looks_ahead, revises
 from .foresight import Foresight
+from .forms import Forms
 from .layout import costed, layout
 from .tape import Selection, Tape
 
@@ -152,10 +153,9 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
         leaves = COMPILED.index(type(config.evict))
         played = play(script, tape.layers, tape.experts, slots, costs.fetch_s, leaves, record=record)
     else:
-        link = SimulatedLink(
-            VirtualClock(), tape.layers, max(slots) if isinstance(slots, tuple) else slots, costs.fetch_s
-        )
-        cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
+        sizes = Forms(config.codec, tape.layers, tape.experts).sizes(slots)
+        link = SimulatedLink(VirtualClock(), tape.layers, int(sizes.max()), costs.fetch_s)
+        cache = Cache(tape.layers, tape.experts, sizes[None], config.evict)
         scheduler = Scheduler(cache, link, record=record)
         beside = Foresight(tape, selection, laid["asked_at"], laid["asked"]).beside(config, scheduler)
         played = interpret(script, scheduler, beside if asked else None)
