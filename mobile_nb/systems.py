@@ -17,6 +17,9 @@
     smoe            K                -           next gate's top scores    near score, host  mean score       no
     premoe, emoe    K of a subset    -           -                         next ranked       none: a subset   no
     anybody, drop   K                -           -                         random, nobody    LRU              no
+    quantized       K                -           -                         wait, fewer bits  LRU              no
+    mc              by weight        -           -                         wait, their bits  LRU              no
+    hobbit          K                -           next gate, two forms      low bits, nobody  LRU, LFU, LHU    no
 
 Every function takes `slots=` or `budget_gb=` (and any other field of `MobileConfig`) beside its own parameters. What a
 system learned beforehand comes first, made from a trace or measured on the model.
@@ -28,6 +31,7 @@ from collections.abc import Sequence
 
 from . import policies as p
 from .policies import Always, EvictedRouter, Fraction, MaxProbability, NextGate, PredictedReuse, TopK
+from .policies.codec import Codec, Form
 from .runtime.config import MobileConfig
 
 
@@ -124,8 +128,8 @@ def fiddler(popularity: p.Popularity, ratio: float, **fields) -> MobileConfig:
 
 
 def adapmoe(sensitivity: Sequence[float], threshold: float, *, ahead: int = 3, **fields) -> MobileConfig:
-    """AdapMoE (arXiv 2408.10284): fewer experts where little depends on them. Its cache sizes for each layer are left
-    out: all layers here have the same slots.
+    """AdapMoE (arXiv 2408.10284): fewer experts where little depends on them. Its cache sizes for each layer are those
+    of `slots=`, a number for each, such as `analysis.curves.slots_by_layer` finds.
 
     Args:
         sensitivity, threshold: of each layer, and T, see `Sensitivity`.   ahead: see `NearestAbsent`.
@@ -199,6 +203,46 @@ def emoe(popularity: p.Popularity, **fields) -> MobileConfig:
     return MobileConfig(**({"miss": p.NextRanked(), "evict": p.Popular(popularity)} | fields))
 
 
+def quantized(codec: Codec, **fields) -> MobileConfig:
+    """On-demand loading of quantised experts, as mixtral-offloading (arXiv 2312.17238) and others do: fewer bytes a
+    fetch, and more slots in the same memory. Theirs are calibrated (HQQ); these are rounded to the nearest.
+
+    Args:
+        codec: such as `policies.Int4()`.
+    """
+    return MobileConfig(**({"codec": codec} | fields))
+
+
+def mc(codec: p.PerExpert, *, least: float = 0.3, **fields) -> MobileConfig:
+    """MC, "Mixture Compressor" (arXiv 2410.06270): more bits for experts that matter more, and experts of small weight
+    left out. Its bits are 1 to 3 a weight, calibrated (GPTQ); ours are 8, 4 and 2, rounded to the nearest.
+
+    Args:
+        codec: such as `policies.PerExpert.from_trace` makes.   least: see `WeightRatio`.
+    """
+    return MobileConfig(**({"count": p.WeightRatio(least), "codec": codec} | fields))
+
+
+def hobbit(
+    t1: float = 0.6, t2: float = 0.9, *, low: Form | None = None, low_slots: int = 4, ahead: int = 1, **fields
+) -> MobileConfig:
+    """HOBBIT (arXiv 2411.01433): absent experts that weigh little come in few bits, or not at all.
+
+    Args:
+        t1, t2: see `LowBits`.   low: the second form; None for four bits.
+        low_slots: slots of it in each layer; `budget_gb` is for those of both forms together.
+        ahead: layers that the prefetch looks ahead. The paper stacks several gates [inference: one].
+    """
+    miss = p.LowBits(t1, t2)
+    chosen = {
+        "prefetch": p.InForm(NextGate(ahead), miss),
+        "miss": miss,
+        "evict": p.Weighted(0.2, 0.2, 0.8),  # a miss in the first form costs four times one in the second
+        "codec": p.Mixed(low=p.Int4() if low is None else low, low_slots=low_slots),
+    }
+    return MobileConfig(**(chosen | fields))
+
+
 def anybody(seed: int = 0, **fields) -> MobileConfig:
     """BuddyMoE's baseline "Random": any resident runs in an absent expert's place."""
     return MobileConfig(**({"miss": p.Anybody(seed)} | fields))
@@ -220,12 +264,15 @@ __all__ = [
     "expertflow",
     "fiddler",
     "finemoe",
+    "hobbit",
     "lexi",
     "little",
+    "mc",
     "mobile",
     "moe_infinity",
     "next_gate",
     "on_demand",
     "premoe",
+    "quantized",
     "smoe",
 ]

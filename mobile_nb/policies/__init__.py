@@ -13,17 +13,18 @@ A policy is a pure decision on ids and scores: it sees no tensor, no stream and 
 the user as one sentence that names it.
 """
 
-from .codec import Full
-from .count import Fraction, PerLayer, Sensitivity, TopK
+from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
+from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
-from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, OnHost, Wait
+from .miss import Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, OnHost, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
     Cumulative,
     EvictedRouter,
+    InForm,
     NearestAbsent,
     NextGate,
     Nothing,
@@ -51,10 +52,16 @@ __all__ = [
     "Foretold",
     "Fraction",
     "Full",
+    "InForm",
+    "Int2",
+    "Int4",
+    "Int8",
     "Maps",
     "Margin",
     "MaxProbability",
+    "LowBits",
     "MeanScore",
+    "Mixed",
     "NearScore",
     "NearestAbsent",
     "Never",
@@ -63,6 +70,7 @@ __all__ = [
     "Nothing",
     "OnHost",
     "Oracle",
+    "PerExpert",
     "PerLayer",
     "Popular",
     "Popularity",
@@ -78,5 +86,6 @@ __all__ = [
     "TopScore",
     "TwoLevel",
     "Wait",
+    "WeightRatio",
     "Weighted",
 ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # replays ask policies too, and need no torch
 
     from ..memory.scheduler import Scheduler
     from ..model.adapters import MoELayer
+    from .forms import Forms
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Facts:
 
     Attributes:
         scheduler: where policies may look at the device; None where nothing is played yet.
+        forms: where experts come in several, how they are told apart.
         the others: see `policies.view.View`.
     """
 
@@ -75,6 +77,7 @@ class Facts:
     text: Text = field(default_factory=Text)
     scheduler: Scheduler | None = None
     row: int = 0  # which of its configurations
+    forms: Forms | None = None
 
     @property
     def previous(self) -> list[list[int]] | None:
@@ -166,7 +169,10 @@ def consulted(config, at: int, view: Facts) -> tuple[np.ndarray | None, list]:
                 f"the eviction policy {config.evict!r} must answer `expects` with an array "
                 f"[{view.layers}, {view.experts}] without NaN, got {np.shape(answer)}."
             )
-    return expected, ask(config.prefetch, "wanted", at, view)
+    wanted = ask(config.prefetch, "wanted", at, view)
+    if wanted and view.forms is not None and view.forms.several:
+        wanted = view.forms.wanted(wanted, view.scheduler.cache)
+    return expected, wanted
 
 
 def looks_ahead(config) -> bool:

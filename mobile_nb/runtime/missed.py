@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..policies.miss.ask import Answer, Host
+from ..policies.miss.ask import Answer, Host, Low
 from ..vocabulary import MobileError
 from .facts import ask
 
@@ -24,10 +24,11 @@ def answered(miss, ids: Sequence[int], weights: Sequence[float], resident: Seque
     asked, *facts = ([each[position] for position in order] for each in (ids, weights, resident))
     answer, experts = ask(miss, "serve", asked, *facts, view), view.experts
     right = isinstance(answer, Sequence) and len(answer) == len(asked)
-    plain = [each.expert if isinstance(each, Host) else each for each in answer] if right else []
+    plain = [each.expert if isinstance(each, Host | Low) else each for each in answer] if right else []
     if not right or not all(e is None or e in range(experts) for e in plain):
         raise MobileError(
-            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1}, Host(id), or None "
+            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1}, "
+            "Low(id) or Host(id) of one, or None "
             f"for nobody, got {answer!r}."
         )
     return [each for _, each in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]

@@ -16,13 +16,15 @@ from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.disk import DiskArena, HostCache, arena_of
 from ..memory.scheduler import Scheduler
-from ..memory.store import Arena, Slots
+from ..memory.store import Arena
 from ..model.adapters import MoELayer
-from ..model.experts import OffloadedExperts, SlotExperts, best
+from ..model.decoded import Pools
+from ..model.experts import OffloadedExperts, best
 from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT
 from .config import MobileConfig
 from .facts import Text, View, consult, counted, read_gates
+from .forms import Forms
 from .hosted import HostUnit
 from .missed import answered, answers
 
@@ -32,24 +34,26 @@ class Server:
 
     Args:
         layers: the model's MoE layers; `install` replaces their experts, `remove` puts them back.
-        config, slots: the policies, and slots per layer.
+        config, slots: the policies, and slots per layer as `choose_slots` gives them.
         costs: seconds and bytes of each event.
         device: where the slots are.
         make_link: (mover) -> link.
     """
 
-    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots: int, costs: Costs, device, make_link):
+    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots, costs: Costs, device, make_link):
         self.layers, self.config, self.costs = layers, config, costs
         self.arenas: list[Arena | DiskArena] = []
         self.host_cache: HostCache | None = None
-        self._slots: list[Slots] = []
+        self._slots: list[Pools] = []
         self.link = make_link(self._move)
         experts, top_k = layers[0].num_experts, layers[0].top_k
-        self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
-        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers)
+        self.forms = Forms(config.codec, len(layers), experts)
+        sizes = self.forms.sizes(slots)  # [L, F]
+        self.scheduler = Scheduler(Cache(len(layers), experts, sizes[None], config.evict, self.forms.own), self.link)
+        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
         self.mode: str | None = None  # None: the model was called outside a pass
         self._by_token = getattr(config.count, "by_token", False)
-        self._device, self._compute, self._ended = device, [], None
+        self._device, self._ended = device, None
         self._host = HostUnit(layers, self.arenas)
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
@@ -57,13 +61,13 @@ class Server:
 
     @property
     def slots(self) -> int:
-        """Device slots of each layer."""
+        """Device slots of each layer, of all forms; of the layer that has most."""
         return int(self.scheduler.cache.slots[0])
 
     @property
     def slot_bytes(self) -> int:
         """Device memory that they take."""
-        return sum(slots.blocks.nbytes for slots in self._slots)
+        return sum(slots.nbytes for slots in self._slots)
 
     def install(self, arenas: Sequence[Arena | DiskArena] = ()) -> None:
         """Packs each layer's experts into an arena, makes its slots, and takes the experts' place.
@@ -71,15 +75,15 @@ class Server:
         Args:
             arenas: those that the server before has left, if there was one.
         """
-        self.arenas[:] = arenas
+        self.arenas[:], scratches, cache = arenas, {}, self.scheduler.cache
         for at, layer in enumerate(self.layers):
             if at == len(self.arenas):
                 pin = self._device.type == "cuda"
                 self.arenas.append(arena_of(layer.experts, layer.num_experts, at, self.host_cache, pin=pin))
-            self._slots.append(Slots(self.arenas[at], self.slots, self._device))
-            self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
-            for slot in np.flatnonzero(self.scheduler.cache.shut[0, at]):  # who stays is there before the first token
-                self._move(at, int(self.scheduler.cache.expert_in[0, at, slot]), int(slot))
+            about = self.arenas[at], self.config.codec, cache, self._device, scratches
+            self._slots.append(Pools(layer, at, *about))
+            for slot in np.flatnonzero(cache.shut[0, at] & (cache.expert_in[0, at] >= 0)):  # who stays for good
+                self._move(at, int(cache.expert_in[0, at, slot]), int(slot))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
             )
@@ -89,14 +93,14 @@ class Server:
         self.scheduler.cache.clear()
         self.gaps = True
         arenas = list(self.arenas)
-        for held in (self._slots, self._compute, self._host, self.arenas):
+        for held in (self._slots, self._host, self.arenas):
             held.clear()
         return arenas
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
         self.link.close()
-        for held in (self._slots, self._compute, self._host):
+        for held in (self._slots, self._host):
             held.clear()
         for layer in self.layers:
             layer.block.experts = layer.experts
@@ -174,31 +178,35 @@ class Server:
         else:
             amounts = torch.unique(index, return_counts=True)[1].tolist()
         self.scheduler.all_hit(at, len(amounts), self.costs.experts_s(amounts))
-        return self._compute[at](hidden, index, weights)
+        return self._slots[at].first(hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
         if answers(self.config) and self.mode not in (None, PROMPT):
             ids = self._replaced(at, ids, weights[0].float().tolist())
-        columns: dict[int, list[int]] = {}  # expert -> positions it serves
         hosted = {position: who.expert for position, who in enumerate(ids) if isinstance(who, Host)}
+        ids = self.forms.entries(
+            at, [None if at_ in hosted else who for at_, who in enumerate(ids)], self.scheduler.cache
+        )
+        columns: dict[int, list[int]] = {}  # entry -> positions it serves
         for position, expert in enumerate(ids):
-            if expert is not None and position not in hosted:
-                columns.setdefault(int(expert), []).append(position)
-        asked = np.array([list(columns)], dtype=np.int64)
-        out = None
+            if expert is not None:
+                columns.setdefault(expert, []).append(position)
+        asked, out = np.array([list(columns)], dtype=np.int64), None
         if hosted:
             on_host = self._host.take(at, hidden, weights[:, list(hosted)], list(hosted.values()))
             self.scheduler.on_host(at, len(hosted), self.costs.host_s() * len(hosted))
-        seconds = np.full(asked.shape, self.costs.expert_s())
+        seconds = np.array([self.costs.expert_s(1, form) for form in range(len(self.costs.coded))])
+        seconds = seconds[asked // self.view.experts]
         for wave in self.scheduler.request(at, asked, seconds, lambda: self._prefetch(at)):
-            pairs = [(slot, position) for expert, slot in wave for position in columns[expert]]
-            slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
-            if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
-                part = self._compute[at](hidden, slots, weights)
-            else:
-                part = self._compute[at](hidden, slots, weights[:, [position for _, position in pairs]])
-            out = part if out is None else out + part
+            for compute, some in self._slots[at].parts(wave):
+                pairs = [(slot, position) for expert, slot in some for position in columns[expert]]
+                slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
+                if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
+                    part = compute(hidden, slots, weights)
+                else:
+                    part = compute(hidden, slots, weights[:, [position for _, position in pairs]])
+                out = part if out is None else out + part
             if hosted:  # while the link and the device are at work
                 out, hosted = out + on_host(), {}
         if hosted:
@@ -208,28 +216,30 @@ class Server:
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
         """Who runs in the place of each asked expert."""
         self.view.at = at
-        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, ids].tolist()]
+        entries = [self.forms.entry(at, expert) for expert in ids]
+        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, entries].tolist()]
         return answered(self.config.miss, ids, weights, there, self.view)
 
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
         experts, amounts = (part.tolist() for part in torch.unique(index, return_counts=True))
         order = sorted(range(len(experts)), key=lambda i: -amounts[i])
-        asked = np.array([[experts[i] for i in order]])
-        seconds = np.array([[self.costs.expert_s(amounts[i]) for i in order]])
+        asked, size = np.array([[self.forms.entry(at, experts[i]) for i in order]]), self.view.experts
+        seconds = np.array([[self.costs.expert_s(amounts[i], e // size) for i, e in zip(order, asked[0].tolist())]])
         out = torch.zeros_like(hidden)
         slot_of = torch.full((self.layers[at].num_experts,), -1, dtype=index.dtype, device=index.device)
         for wave in self.scheduler.request(at, asked, seconds):
-            slot_of.fill_(-1)
-            ids, slots = (torch.tensor(part, device=index.device) for part in zip(*wave, strict=True))
-            slot_of[ids] = slots.to(slot_of.dtype)
-            if len(wave) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
-                out = self._compute[at](hidden, slot_of[index], weights)
-                continue
-            slot = slot_of[index]  # [T, K], -1 for experts of other waves
-            token, position = torch.nonzero(slot >= 0, as_tuple=True)
-            pairs = slot[token, position][:, None], weights[token, position][:, None]
-            out.index_add_(0, token, self._compute[at](hidden[token], *pairs))
+            for compute, some in self._slots[at].parts(wave):
+                slot_of.fill_(-1)
+                ids, slots = (torch.tensor(part, device=index.device) for part in zip(*some, strict=True))
+                slot_of[ids % size] = slots.to(slot_of.dtype)
+                if len(some) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
+                    out = compute(hidden, slot_of[index], weights)
+                    continue
+                slot = slot_of[index]  # [T, K], -1 for experts of other waves
+                token, position = torch.nonzero(slot >= 0, as_tuple=True)
+                pairs = slot[token, position][:, None], weights[token, position][:, None]
+                out.index_add_(0, token, compute(hidden[token], *pairs))
         return out
 
     def _prefetch(self, at: int) -> None:
@@ -238,7 +248,7 @@ class Server:
 
     def _move(self, at: int, expert: int, slot: int) -> None:
         """The copy itself: one block."""
-        self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
+        self._slots[at].copy_to(expert, slot)
 
 
 __all__ = ["Server"]

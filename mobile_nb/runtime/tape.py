@@ -92,9 +92,8 @@ class Tape:
             if asked[question] != repr(given) and not (LOSS_FREE.fullmatch(asked[question]) and given.lossless):
                 raise MobileError(_refusal(question, asked[question], repr(given)))
             if not given.lossless:
-                raise MobileError(
-                    f"a replay cannot tell whom {given!r} would have replaced; run it live, with offload."
-                )
+                unknown = f"whom {given!r} would have replaced" if question == "miss" else f"what {given!r} changes"
+                raise MobileError(f"a replay cannot tell {unknown}; run it live, with offload.")
         everything = np.arange(len(self.passes))
         wrote = np.array([p.token_id >= 0 for p in self.passes], dtype=bool)
         same = asked["count"] == repr(config.count)

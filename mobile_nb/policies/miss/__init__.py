@@ -6,7 +6,20 @@ Asked only for single tokens, never for the prompt. Anything but waiting, here o
 from .ask import Miss
 from .buddy import Buddies, Buddy
 from .host import OnHost
+from .low import LowBits
 from .plain import Anybody, Drop, Wait
 from .score import Foretold, NearScore, NextRanked
 
-__all__ = ["Anybody", "Buddies", "Buddy", "Drop", "Foretold", "Miss", "NearScore", "NextRanked", "OnHost", "Wait"]
+__all__ = [
+    "Anybody",
+    "Buddies",
+    "Buddy",
+    "Drop",
+    "Foretold",
+    "LowBits",
+    "Miss",
+    "NearScore",
+    "NextRanked",
+    "OnHost",
+    "Wait",
+]

@@ -7,7 +7,7 @@ skipped, what is asked for on demand overtakes, and what has not started when it
 from ..view import View
 from .ask import Prefetch
 from .expected import AdaptiveDepth, ByPriority, Cumulative
-from .gates import NearestAbsent, TopScore
+from .gates import InForm, NearestAbsent, TopScore
 from .known import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ByPriority",
     "Cumulative",
     "EvictedRouter",
+    "InForm",
     "NearestAbsent",
     "NextGate",
     "Nothing",
