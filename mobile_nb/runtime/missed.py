@@ -27,9 +27,8 @@ def answered(miss, ids: Sequence[int], weights: Sequence[float], resident: Seque
     plain = [each.expert if isinstance(each, Host | Low) else each for each in answer] if right else []
     if not right or not all(e is None or e in range(experts) for e in plain):
         raise MobileError(
-            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1}, "
-            "Low(id) or Host(id) of one, or None "
-            f"for nobody, got {answer!r}."
+            f"the policy {miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1}, Low(id), Host(id) "
+            f"or None for nobody, got {answer!r}."
         )
     return [each for _, each in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
 

@@ -185,13 +185,11 @@ class Server:
         if answers(self.config) and self.mode not in (None, PROMPT):
             ids = self._replaced(at, ids, weights[0].float().tolist())
         hosted = {position: who.expert for position, who in enumerate(ids) if isinstance(who, Host)}
-        ids = self.forms.entries(
-            at, [None if at_ in hosted else who for at_, who in enumerate(ids)], self.scheduler.cache
-        )
+        ids = [None if position in hosted else who for position, who in enumerate(ids)]
         columns: dict[int, list[int]] = {}  # entry -> positions it serves
-        for position, expert in enumerate(ids):
-            if expert is not None:
-                columns.setdefault(expert, []).append(position)
+        for position, entry in enumerate(self.forms.entries(at, ids, self.scheduler.cache)):
+            if entry is not None:
+                columns.setdefault(entry, []).append(position)
         asked, out = np.array([list(columns)], dtype=np.int64), None
         if hosted:
             on_host = self._host.take(at, hidden, weights[:, list(hosted)], list(hosted.values()))
