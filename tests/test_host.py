@@ -1,5 +1,7 @@
 """Misses that the host computes, and devices that hold a fixed set: who is where, and what it costs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,11 +201,15 @@ class Files:
     """What a disk would hold, in memory."""
 
     def __init__(self, arena):
-        self.layout, self.blocks, self.reads = arena.layout, arena.blocks, 0
+        self.layout, self.blocks, self.reads, self.busy = arena.layout, arena.blocks, 0, False
 
     def read(self, expert, block):
+        assert not self.busy, "one file, one reader at a time"
+        self.busy = True
+        time.sleep(0.01)
         self.reads += 1
         block.copy_(self.blocks[expert])
+        self.busy = False
 
 
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])
@@ -219,6 +225,10 @@ def test_experts_are_computed_from_the_arena_or_from_their_files(name):
         assert gap(on_host(hidden, [5, 0, 6], weights), wanted) < 1e-5
         assert gap(on_host(hidden[:1], [5, 0, 6], weights[:1]), wanted[:1]) < 1e-5
     assert files.reads == 6 + 3
+    blocks = torch.empty(4, arena.layout.numel)
+    with ThreadPoolExecutor(4) as pool:  # as the link's thread and the host do
+        list(pool.map(DiskArena(files, layer.num_experts, 0).copy_to, range(4), blocks))
+    assert torch.equal(blocks, arena.blocks[:4])
 
 
 def popularity(model):

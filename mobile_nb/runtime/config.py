@@ -108,7 +108,9 @@ def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb
 
 def conditions(config: MobileConfig, costs: Costs, slots: int, chosen: str) -> dict:
     """What every number of a simulated trace depends on, beside the model."""
-    return {
+    placed = getattr(config.evict, "placed", None)  # who is there before the first token and stays
+    stay = {} if placed is None else {"placed": [list(placed(layer, slots)) for layer in range(costs.layers)]}
+    return stay | {
         "time": f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}",
         "measured": False,
         "hardware": costs.hardware.name,
