@@ -24,6 +24,7 @@ from mobile_nb.model.adapters import find_layers
 from mobile_nb.model.experts import HostExperts
 from mobile_nb.policies import LRU, NearScore, OnHost, Popular, Popularity
 from mobile_nb.policies.miss.ask import Host
+from mobile_nb.vocabulary import Wanted
 
 NEW = 6
 FETCH, WORK, HOST = 1.0, 0.25, 0.5  # seconds of a copy, of an expert on the device, and on the host
@@ -80,6 +81,10 @@ def test_the_popular_ones_are_placed_and_the_rest_passes_through_what_is_left():
     for ids in ([0, 2, 1], [2], [0, 2, 3, 1]):
         given = [who for wave in scheduler.request(0, np.array([ids]), np.full((1, len(ids)), WORK)) for who, _ in wave]
         assert sorted(given) == sorted(ids) and cache.residents(0)[:2] == [1, 3]
+    scheduler.want([Wanted(0, (0, 2)), Wanted(1, (0, 1))])
+    scheduler.link.elapse(9)
+    scheduler.pump()
+    assert [cache.residents(layer)[:2] for layer in (0, 1)] == [[1, 3], [2, 3]]
     assert {copy.slot for copy in scheduler.take_copies()} == {2}
     cache.clear()
     assert cache.residents(0) == [1, 3] and cache.residents(1) == [2, 3]
