@@ -11,7 +11,20 @@ from helpers import EXPERTS, GREEDY, every_architecture, gap, make, plain, promp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_nb import Geometry, Hardware, MobileConfig, MobileError, Trace, offload, replay, systems
+from mobile_nb import (
+    Geometry,
+    Hardware,
+    MobileConfig,
+    MobileError,
+    Step,
+    Trace,
+    figures,
+    html,
+    metrics,
+    offload,
+    replay,
+    systems,
+)
 from mobile_nb.clock import VirtualClock
 from mobile_nb.costs import Costs
 from mobile_nb.hardware import measure_host
@@ -337,3 +350,12 @@ def test_a_fixed_subset_serves_every_token_that_fits_without_a_fetch():
                 assert cache.residents(layer)[:6] == Popular(popular).placed(layer, 7)
                 for slot, expert in enumerate(cache.residents(layer)):
                     assert torch.equal(server._slots[layer].blocks[slot], arena.blocks[expert])
+
+
+def test_what_the_host_computes_has_a_lane_of_its_own():
+    engine = run(make(), MobileConfig(slots=2, miss=OnHost(0.5)))[0]
+    rows = metrics.spans(engine.trace, steps=[2])
+    drawn = figures.timeline(rows).data
+    (bars,) = [bar for bar in drawn if bar.name == "experts on the host"]
+    assert set(bars.y) == {"host"} and len(bars.x) == (rows.what == "host").sum() > 0
+    assert "on the host" in html.details(Step(1, "", "big", 0.5, 0.1, 0, 1, 0, host=3))
