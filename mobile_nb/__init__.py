@@ -3,9 +3,9 @@
     hidden ─▶ router ─▶ top-K experts, best first
                  ├─ how many run?             count      little K/2 · big K
                  ├─ on the device?            cache      hit · miss
-                 │     └─ miss: what then?    miss       wait · buddy · near score · drop
+                 │     └─ miss: what then?    miss       wait · host · buddy · near score · drop
                  │            └─ fetch        link       host arena ─▶ device slot
-                 ├─ who leaves?               evict      LRU · LFU · predicted reuse
+                 ├─ who leaves?               evict      LRU · LFU · predicted reuse · popular
                  ├─ what to fetch early?      prefetch   evicted token's router · next gate · request matrix
                  └─ in what form?             codec      full
     logits ─▶ keep the little token?          keep       max probability ≥ gamma

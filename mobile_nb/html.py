@@ -23,7 +23,7 @@ def details(step: Step) -> str:
     sure = "" if math.isnan(step.confidence) else f" · p {step.confidence:.2f}"
     return (
         f"{who}{sure} · {1e3 * step.seconds:.1f} ms · {step.bytes_moved / 1e6:.1f} MB · "
-        f"{step.hits} hits, {step.misses} misses"
+        f"{step.hits} hits, {step.misses} misses" + (f", {step.host} on the host" if step.host else "")
     )
 
 

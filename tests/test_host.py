@@ -1,5 +1,7 @@
 """Misses that the host computes, and devices that hold a fixed set: who is where, and what it costs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,20 @@ from helpers import EXPERTS, GREEDY, every_architecture, gap, make, plain, promp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_nb import Geometry, Hardware, MobileConfig, MobileError, Trace, offload, replay, systems
+from mobile_nb import (
+    Geometry,
+    Hardware,
+    MobileConfig,
+    MobileError,
+    Step,
+    Trace,
+    figures,
+    html,
+    metrics,
+    offload,
+    replay,
+    systems,
+)
 from mobile_nb.clock import VirtualClock
 from mobile_nb.costs import Costs
 from mobile_nb.hardware import measure_host
@@ -22,6 +37,7 @@ from mobile_nb.model.adapters import find_layers
 from mobile_nb.model.experts import HostExperts
 from mobile_nb.policies import LRU, NearScore, OnHost, Popular, Popularity
 from mobile_nb.policies.miss.ask import Host
+from mobile_nb.vocabulary import Wanted
 
 NEW = 6
 FETCH, WORK, HOST = 1.0, 0.25, 0.5  # seconds of a copy, of an expert on the device, and on the host
@@ -78,6 +94,10 @@ def test_the_popular_ones_are_placed_and_the_rest_passes_through_what_is_left():
     for ids in ([0, 2, 1], [2], [0, 2, 3, 1]):
         given = [who for wave in scheduler.request(0, np.array([ids]), np.full((1, len(ids)), WORK)) for who, _ in wave]
         assert sorted(given) == sorted(ids) and cache.residents(0)[:2] == [1, 3]
+    scheduler.want([Wanted(0, (0, 2)), Wanted(1, (0, 1))])
+    scheduler.link.elapse(9)
+    scheduler.pump()
+    assert [cache.residents(layer)[:2] for layer in (0, 1)] == [[1, 3], [2, 3]]
     assert {copy.slot for copy in scheduler.take_copies()} == {2}
     cache.clear()
     assert cache.residents(0) == [1, 3] and cache.residents(1) == [2, 3]
@@ -199,11 +219,15 @@ class Files:
     """What a disk would hold, in memory."""
 
     def __init__(self, arena):
-        self.layout, self.blocks, self.reads = arena.layout, arena.blocks, 0
+        self.layout, self.blocks, self.reads, self.busy = arena.layout, arena.blocks, 0, False
 
     def read(self, expert, block):
+        assert not self.busy, "one file, one reader at a time"
+        self.busy = True
+        time.sleep(0.01)
         self.reads += 1
         block.copy_(self.blocks[expert])
+        self.busy = False
 
 
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])
@@ -219,6 +243,10 @@ def test_experts_are_computed_from_the_arena_or_from_their_files(name):
         assert gap(on_host(hidden, [5, 0, 6], weights), wanted) < 1e-5
         assert gap(on_host(hidden[:1], [5, 0, 6], weights[:1]), wanted[:1]) < 1e-5
     assert files.reads == 6 + 3
+    blocks = torch.empty(4, arena.layout.numel)
+    with ThreadPoolExecutor(4) as pool:  # as the link's thread and the host do
+        list(pool.map(DiskArena(files, layer.num_experts, 0).copy_to, range(4), blocks))
+    assert torch.equal(blocks, arena.blocks[:4])
 
 
 def popularity(model):
@@ -322,3 +350,12 @@ def test_a_fixed_subset_serves_every_token_that_fits_without_a_fetch():
                 assert cache.residents(layer)[:6] == Popular(popular).placed(layer, 7)
                 for slot, expert in enumerate(cache.residents(layer)):
                     assert torch.equal(server._slots[layer].blocks[slot], arena.blocks[expert])
+
+
+def test_what_the_host_computes_has_a_lane_of_its_own():
+    engine = run(make(), MobileConfig(slots=2, miss=OnHost(0.5)))[0]
+    rows = metrics.spans(engine.trace, steps=[2])
+    drawn = figures.timeline(rows).data
+    (bars,) = [bar for bar in drawn if bar.name == "experts on the host"]
+    assert set(bars.y) == {"host"} and len(bars.x) == (rows.what == "host").sum() > 0
+    assert "on the host" in html.details(Step(1, "", "big", 0.5, 0.1, 0, 1, 0, host=3))

@@ -6,7 +6,7 @@ from helpers import prompt
 from mobile_nb import MobileError, Trace, offload, replay, systems
 from mobile_nb.analysis.spans import breakdown, spans
 from mobile_nb.model.tiny import random_model
-from mobile_nb.policies import LFU, Drop, EvictedRouter
+from mobile_nb.policies import LFU, Drop, EvictedRouter, OnHost, Popularity
 
 CONFIGS = {
     "on-demand": systems.on_demand,
@@ -14,6 +14,9 @@ CONFIGS = {
     "little": systems.little,
     "MoBiLE": lambda **words: systems.mobile(gamma=0.3, **words),
     "always rewritten, LFU": lambda **words: systems.mobile(gamma=1.1, evict=LFU(), **words),
+    "on the host": lambda **words: systems.on_demand(miss=OnHost(0.5), **words),
+    "half on the host": lambda **words: systems.next_gate(miss=OnHost(1.0, balance=True), **words),
+    "static, on the host": lambda **words: systems.fiddler(Popularity([range(8)] * 3), 0.5, **words),
     "dropped": lambda **words: systems.on_demand(miss=Drop(), **words),
 }
 
@@ -47,7 +50,9 @@ def test_an_expert_is_computed_after_its_copy_and_as_often_as_it_was_asked_for(t
     for trace in traces:
         rows = spans(trace)
         computed = rows[rows.what == "expert"]
-        assert len(computed) == sum(done.requests.sum() for done in trace.passes)
+        hosted = (rows.what == "host").sum()
+        assert len(computed) + hosted == sum(done.requests.sum() for done in trace.passes)
+        assert hosted == sum((done.requests - done.hits - done.misses).sum() for done in trace.passes)
         copied = rows[rows.what == "demand"]
         keys = ["request", "step", "mode", "layer", "expert"]
         both = copied.merge(computed, on=keys, suffixes=("_copy", "_run"))

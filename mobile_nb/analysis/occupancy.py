@@ -39,6 +39,9 @@ def occupancy(trace: Trace):
     holds = np.full((layers, slots), -1)
     if slots >= about["experts"]:
         holds[:] = np.arange(slots)  # room for everybody: the device is filled before the first token
+    else:
+        for layer, placed in enumerate(about.get("placed", ())):
+            holds[layer, : len(placed)] = placed
     state = _rest(holds)
     places, experts, states = [], [], []
     for done in trace.passes:

@@ -1,4 +1,4 @@
-"""What was computed and what was copied, when: the two lanes of a simulated trace. Knows no torch.
+"""What was computed and what was copied, when: the lanes of a simulated trace. Knows no torch.
 
 A trace holds its passes and its copies. On a virtual clock the rest follows: a layer's attention begins when the layer
 before is over, then the experts that are there are computed, then the others as they arrive (see `memory.scheduler`).
@@ -26,9 +26,10 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
         request, steps: only the passes of this text, and of these of its tokens (a collection); None for all.
 
     Returns:
-        Columns request, step, mode, layer (-1: after the last), lane ("compute" or "link"), what, expert (-1: none),
-        begin and end in seconds of the clock. What is "attention" (and norms, router, shared experts), "expert",
-        "wait" (for an expert that is under way) or "head" in the compute lane, "demand" or "prefetch" on the link.
+        Columns request, step, mode, layer (-1: after the last), lane ("compute", "link" or "host"), what, expert
+        (-1: none), begin and end in seconds of the clock. What is "attention" (and norms, router, shared experts),
+        "expert", "wait" (for an expert that is under way, or computed on the host) or "head" in the compute lane,
+        "demand" or "prefetch" on the link, "host" on the host.
         Where a miss policy let residents stand in for others, those asked for are named.
 
     Raises:
@@ -43,7 +44,9 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
             "hardware= and geometry=."
         )
     costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
-    there = [dict() for _ in range(about["layers"])]  # of each layer: expert -> when its copy was over
+    fixed = about.get("placed", ()) if about.get("slots", 0) < about["experts"] else ()
+    there = [dict.fromkeys(fixed[layer] if fixed else (), 0.0) for layer in range(about["layers"])]
+    # of each layer: expert -> when its copy was over
     wanted = None if steps is None else set(steps)
     rows: list[tuple] = []
     for done in trace.passes:
@@ -66,7 +69,7 @@ def breakdown(rows, by: str = "layer"):
     keys = {"layer": ["layer"], "token": ["request", "step"]}
     if by not in keys:
         raise ValueError(f"by must be one of {', '.join(keys)}, got {by!r}.")
-    written = rows[rows["step"] > 0]
+    written = rows[(rows["step"] > 0) & (rows["lane"] != "host")]
     seconds = written["end"] - written["begin"]
     kind = written["what"].where(written["lane"] == "compute", "transfer")
     groups = [written[key] for key in keys[by]]
@@ -97,12 +100,20 @@ def _pass(done: Pass, costs: Costs, there: list[dict[int, float]], asks: bool) -
                 (demanded.get(expert, ready.get(expert, 0.0)), amount, expert)
                 for expert, amount in _asked(done, layer, demanded)
             ]
+            on_host, start = _hosted(done, layer, ready, demanded, [expert for _, _, expert in asked]), now
+            asked = [each for each in asked if each[2] not in on_host]
             for arrival, amount, expert in sorted(asked, key=lambda each: each[0] if each[0] > now else 0.0):
                 if arrival > now:
                     add(layer, "compute", "wait", expert, now, arrival)
                     now = arrival
                 begin, now = now, now + costs.expert_s(amount)
                 add(layer, "compute", "expert", expert, begin, now)
+            for expert in on_host:
+                begin, start = start, start + costs.host_s()
+                add(layer, "host", "host", expert, begin, start)
+            if on_host and start > now:
+                add(layer, "compute", "wait", on_host[-1], now, start)
+                now = start
         _arrive(ready, [copy for copy in copies if copy.kind == "demand"])
     if asks:
         add(-1, "compute", "head", -1, now, now + costs.head_s(tokens))
@@ -115,6 +126,13 @@ def _arrive(ready: dict[int, float], copies: list[Copy]) -> None:
     for copy in copies:
         ready.pop(copy.evicted, None)
         ready[copy.expert] = copy.end
+
+
+def _hosted(done: Pass, layer: int, ready: dict[int, float], demanded: dict[int, float], asked: list[int]) -> list[int]:
+    """The experts that the host computed: as many as were neither hit nor missed, of those who were not there."""
+    count = int(done.requests[layer] - done.hits[layer] - done.misses[layer])
+    absent_first = sorted((expert for expert in asked if expert not in demanded), key=lambda expert: expert in ready)
+    return absent_first[:count]
 
 
 def _asked(done: Pass, layer: int, demanded: dict[int, float]) -> list[tuple[int, int]]:

@@ -53,11 +53,12 @@ class DiskArena:
 
     def __init__(self, files, count: int, layer: int, cache: HostCache | None = None):
         self.layout, self.count, self._files, self._layer, self._cache = files.layout, count, files, layer, cache
+        self._reading = threading.Lock()  # the link's thread reads, and whoever computes on the host
 
     def copy_to(self, expert: int, block: torch.Tensor) -> None:
         """Fills a slot [numel]."""
         if self._cache is None:
-            self._files.read(expert, block)
+            self._read(expert, block)
         else:
             block.copy_(self._cache.get((self._layer, expert), lambda: self._fresh(expert)))
 
@@ -71,8 +72,12 @@ class DiskArena:
 
     def _fresh(self, expert: int) -> torch.Tensor:
         block = torch.empty(self.layout.numel, dtype=self.layout.dtype)
-        self._files.read(expert, block)
+        self._read(expert, block)
         return block
+
+    def _read(self, expert: int, block: torch.Tensor) -> None:
+        with self._reading:
+            self._files.read(expert, block)
 
 
 def arena_of(

@@ -135,7 +135,13 @@ def choose_slots(
 
 def conditions(config: MobileConfig, costs: Costs, slots: int | Sequence[int], chosen: str) -> dict:
     """What every number of a simulated trace depends on, beside the model."""
+<<<<<<< HEAD
     about = {
+=======
+    placed = getattr(config.evict, "placed", None)  # who is there before the first token and stays
+    stay = {} if placed is None else {"placed": [list(placed(layer, slots)) for layer in range(costs.layers)]}
+    return stay | {
+>>>>>>> w-host
         "time": f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}",
         "measured": False,
         "hardware": costs.hardware.name,

@@ -15,11 +15,12 @@ SEQUENTIAL = "Cividis"
 
 COLOURS = {
     "little": LITTLE, "big": BIG, "demand": DEMAND, "prefetch": PREFETCH, "transfer": DEMAND,
-    "attention": ATTENTION, "expert": EXPERT, "wait": WAIT, "head": HEAD,
+    "attention": ATTENTION, "expert": EXPERT, "wait": WAIT, "head": HEAD, "host": EXPERT,
 }  # fmt: skip
 SAID = {  # what the parts of a token are called in legends
     "attention": "attention, router, shared experts", "expert": "experts", "wait": "waiting for the link",
     "head": "output matrix", "demand": "fetch on demand", "prefetch": "prefetch", "transfer": "transfer",
+    "host": "experts on the host",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from . import theme
 
 PARTS = ("attention", "expert", "wait", "head")
 COPIES = ("demand", "prefetch")
+LANES = ("compute", "link", "host")
 
 
 def breakdown(table, title: str = "Where a token's time goes") -> go.Figure:
@@ -60,14 +61,13 @@ def draw(figure: go.Figure, rows, *, row: int | None = None, legend: bool = True
     rows = rows if "system" in rows else rows.assign(system="")
     order = list(dict.fromkeys(rows["system"]))
     start = rows.groupby("system")["begin"].transform("min")
-    names = {"compute": "compute", "link": "link"}
     lane = [
-        f"{system}: {names[which]}" if system else names[which]
-        for system, which in zip(rows["system"], rows["lane"], strict=True)
+        f"{system}: {which}" if system else which for system, which in zip(rows["system"], rows["lane"], strict=True)
     ]
+    lanes = [which for which in LANES if which != "host" or (rows["lane"] == "host").any()]
     rows = rows.assign(begin=1e3 * (rows["begin"] - start), took=1e3 * (rows["end"] - rows["begin"]), row=lane)
-    shown = [f"{system}: {which}" if system else which for system in order for which in ("compute", "link")]
-    for what in (*PARTS, *COPIES):
+    shown = [f"{system}: {which}" if system else which for system in order for which in lanes]
+    for what in (*PARTS, *COPIES, "host"):
         mine = rows[rows["what"] == what]
         if mine.empty:
             continue

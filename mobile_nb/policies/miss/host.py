@@ -66,7 +66,7 @@ class OnHost:
         there = {expert for expert, here in zip(experts, resident, strict=True) if here}
         if served != list(experts):
             there |= set(view.resident(view.at))
-        missed = [at for at, who in enumerate(served) if isinstance(who, int) and who not in there]
+        missed = [at for at, who in enumerate(served) if not isinstance(who, tuple | None) and who not in there]
         for at in missed[len(missed) - self.share(len(missed)) :]:
             served[at] = Host(served[at])
         return served
