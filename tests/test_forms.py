@@ -18,6 +18,8 @@ from mobile_nb.memory.codecs import Encoding
 from mobile_nb.memory.link import SimulatedLink
 from mobile_nb.memory.scheduler import Scheduler
 from mobile_nb.memory.store import Layout
+from mobile_nb.model.adapters import find_layers
+from mobile_nb.model.outputs import form_errors
 from mobile_nb.policies import LRU, Full, InForm, Int2, Int4, Int8, LowBits, Mixed, NextGate, PerExpert, WeightRatio
 from mobile_nb.policies.evict import History, Weighted
 from mobile_nb.policies.miss.ask import Low
@@ -104,6 +106,18 @@ def test_what_is_on_the_grid_comes_back_as_it_was(kind, dtype):
     for name, view in layout.views(expected).items():
         if view.dim() == 3:
             assert torch.equal(layout.views(out)[name], view), name
+
+
+def test_what_a_form_loses_is_measured_and_falls_with_bits():
+    model, ids = make("qwen2_moe"), prompt(5)
+    rounded = dequantised(make("qwen2_moe"), Int4(8))
+    errors = {form: form_errors(model, form, ids) for form in (Int8(8), Int4(8), Int2(8))}
+    for kind in ("weights", "outputs"):
+        eight, four, two = (found[kind] for found in errors.values())
+        assert eight.shape == (3, EXPERTS) and (0 < eight).all() and (eight < four).all() and (four < two).all()
+    for at, (one, two) in enumerate(zip(find_layers(model), find_layers(rounded), strict=True)):
+        a, b = (torch.cat([p.detach().flatten(1) for p in layer.experts.parameters()], 1) for layer in (one, two))
+        assert errors[Int4(8)]["weights"][at] == pytest.approx(((a - b).norm(dim=1) / a.norm(dim=1)).numpy(), rel=1e-5)
 
 
 def test_bytes_a_weight_are_codes_and_scales():

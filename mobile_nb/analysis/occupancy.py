@@ -28,13 +28,15 @@ def occupancy(trace: Trace):
         and not asked for.
 
     Raises:
-        MobileError: the trace knows of no slots: it was recorded elsewhere.
+        MobileError: the trace knows of no slots, since it was recorded elsewhere, or they are of several kinds.
     """
     import pandas as pd
 
     about = trace.conditions
     if not {"slots", "layers", "experts"} <= about.keys():
         raise MobileError("this trace knows of no slots, because its routing was recorded elsewhere: replay it first.")
+    if isinstance(about["slots"], list) or len(about.get("pools") or ()) > 1:
+        raise MobileError("occupancy shows layers whose slots are alike, and these differ by layer or by form.")
     layers, slots = about["layers"], about["slots"]
     holds = np.full((layers, slots), -1)
     if slots >= about["experts"]:

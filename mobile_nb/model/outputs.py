@@ -8,9 +8,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..memory.codecs import Encoding, Scratch
+from ..memory.store import Layout
+from ..policies.codec import Form
 from ..vocabulary import whole
 from .adapters import MoELayer, find_layers
-from .experts import best
+from .experts import SlotExperts, best
 from .probe import ask_block
 
 
@@ -21,7 +24,40 @@ def expert_outputs(model, input_ids: torch.Tensor) -> np.ndarray:
     Args:
         input_ids: [1, N].
     """
-    layers, seen = find_layers(model), {}
+    layers = find_layers(model)
+    return np.stack(
+        [_each(layer.experts, layer.num_experts, hidden) for layer, hidden in _inputs(model, layers, input_ids)]
+    )
+
+
+@torch.no_grad()
+def form_errors(model, form: Form, input_ids: torch.Tensor) -> dict[str, np.ndarray]:
+    """What a form of `policies.codec` loses on this model: "weights" and "outputs", [L, E] each.
+
+    Relative root mean square errors: of each expert's weights, and of what it makes of every token of a text; the
+    square root of the summed squares of the differences over those of the full ones.
+
+    Args:
+        form: such as Int4().   input_ids: [1, N].
+    """
+    layers, found = find_layers(model), {"weights": [], "outputs": []}
+    for layer, hidden in _inputs(model, layers, input_ids):
+        layout = Layout.of(layer.experts, layer.num_experts)
+        full, rough = (Scratch(layout, layer.num_experts, hidden.device) for _ in range(2))
+        for name, view in full.views.items():
+            view.copy_(getattr(layer.experts, name))
+        encoding = Encoding(layout, form)
+        encoding.decode(encoding.encode(full.blocks), rough.blocks)
+        outputs = [_each(SlotExperts(layer.experts, some), layer.num_experts, hidden) for some in (full, rough)]
+        found["weights"].append(_relative(full.blocks.float().cpu().numpy(), rough.blocks.float().cpu().numpy()))
+        found["outputs"].append(_relative(*(each.reshape(len(each), -1) for each in outputs)))
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+@torch.no_grad()
+def _inputs(model, layers: list[MoELayer], input_ids: torch.Tensor) -> list[tuple[MoELayer, torch.Tensor]]:
+    """Each layer with what its experts are given of a text [N, H]."""
+    seen = {}
     hooks = [
         layer.experts.register_forward_pre_hook(lambda _, given, at=at: seen.__setitem__(at, given[0]))
         for at, layer in enumerate(layers)
@@ -31,7 +67,12 @@ def expert_outputs(model, input_ids: torch.Tensor) -> np.ndarray:
     finally:
         for hook in hooks:
             hook.remove()
-    return np.stack([_each(layer, seen[at]) for at, layer in enumerate(layers)])
+    return [(layer, seen[at]) for at, layer in enumerate(layers)]
+
+
+def _relative(full: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    """[E] of rows."""
+    return np.linalg.norm(rough - full, axis=1) / np.maximum(np.linalg.norm(full, axis=1), 1e-30)
 
 
 @torch.no_grad()
@@ -45,13 +86,11 @@ def deviations(model, samples: int = 256, *, seed: int = 0) -> np.ndarray:
     return np.stack([_deviation(layer, samples, seed + at) for at, layer in enumerate(layers)])
 
 
-def _each(layer: MoELayer, hidden: torch.Tensor) -> np.ndarray:
+def _each(experts, count: int, hidden: torch.Tensor) -> np.ndarray:
     """[E, N, H]."""
     one = torch.ones(len(hidden), 1, dtype=hidden.dtype, device=hidden.device)
-    numbers = range(layer.num_experts)
-    return np.stack(
-        [layer.experts(hidden, torch.full_like(one, e, dtype=torch.long), one).float().cpu() for e in numbers]
-    )
+    numbers = [torch.full_like(one, e, dtype=torch.long) for e in range(count)]
+    return np.stack([experts(hidden, number, one).float().cpu() for number in numbers])
 
 
 def _deviation(layer: MoELayer, samples: int, seed: int) -> np.ndarray:

@@ -135,13 +135,7 @@ def choose_slots(
 
 def conditions(config: MobileConfig, costs: Costs, slots: int | Sequence[int], chosen: str) -> dict:
     """What every number of a simulated trace depends on, beside the model."""
-<<<<<<< HEAD
     about = {
-=======
-    placed = getattr(config.evict, "placed", None)  # who is there before the first token and stays
-    stay = {} if placed is None else {"placed": [list(placed(layer, slots)) for layer in range(costs.layers)]}
-    return stay | {
->>>>>>> w-host
         "time": f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}",
         "measured": False,
         "hardware": costs.hardware.name,
@@ -157,6 +151,9 @@ def conditions(config: MobileConfig, costs: Costs, slots: int | Sequence[int], c
     if costs.coded != (None,):
         about["form_bytes"] = [costs.bytes_of(form) for form in range(len(costs.coded))]
         about["pools"] = list(config.codec.pools(slots)) if isinstance(slots, int) else None
+    if hasattr(config.evict, "placed"):  # who is there before the first token and stays
+        each = [slots] * costs.layers if isinstance(slots, int) else slots
+        about["placed"] = [list(config.evict.placed(at, config.codec.pools(n)[0])) for at, n in enumerate(each)]
     return about
 
 

@@ -27,7 +27,8 @@ class Engine:
     """An offloaded model that writes. Made by `offload`, usable inside its `with` block.
 
     Attributes:
-        config: the `MobileConfig`.   slots: device slots of each MoE layer.   trace: of all that was written.
+        config: the `MobileConfig`.   trace: of all that was written.
+        slots: device slots of each MoE layer, as the configuration would say them; the most where layers differ.
         hardware, geometry: what the clock is about.   measured: True on a CUDA link, False on a simulated one.
     """
 

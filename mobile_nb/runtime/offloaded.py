@@ -57,7 +57,7 @@ class Offloaded:
         try:
             server.install([] if before is None else before.leave())
             self.model.eval()
-            about = self._conditions(server, chosen)
+            about = self._conditions(server, *chosen)
         except BaseException:
             if before is not None:
                 self.server = before
@@ -75,8 +75,8 @@ class Offloaded:
         for module, flag in self._training:
             module.training = flag
 
-    def _server(self, config: MobileConfig, hardware: Hardware | str | None) -> tuple[Server, str]:
-        """A server that is not installed yet, and where its number of slots comes from."""
+    def _server(self, config: MobileConfig, hardware: Hardware | str | None) -> tuple[Server, tuple]:
+        """A server that is not installed yet, its number of slots, and where that comes from."""
         if self.files and config.slots is None and config.budget_gb is None:
             raise MobileError(
                 "the experts are on disk: say with slots= or budget_gb= how many of them memory may hold."
@@ -111,9 +111,8 @@ class Offloaded:
             return CudaLink(layers, most, mover, self.device)
 
         server = Server(self.layers, config, slots, costs, self.device, make_link)
-        server.chosen = slots
         server.host_cache = self.host_cache
-        return server, chosen
+        return server, (slots, chosen)
 
     def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:
         """Bytes a weight of each form: as blocks really are, or as the form says where another model is timed."""
@@ -125,10 +124,10 @@ class Offloaded:
             return coded(config.codec, Layout.of(self.layers[0].experts, self.layers[0].num_experts))
         return tuple(form.bytes_per_weight for form in config.codec.forms)
 
-    def _conditions(self, server: Server, chosen: str) -> dict:
+    def _conditions(self, server: Server, slots: int | tuple[int, ...], chosen: str) -> dict:
         """What every number of the trace depends on."""
         layer, measured = self.layers[0], server.link.clock.measured
-        about = conditions(server.config, server.costs, server.chosen, chosen) | {
+        about = conditions(server.config, server.costs, slots, chosen) | {
             "model": type(self.model).__name__,
             "layers": len(self.layers),
             "experts": layer.num_experts,

@@ -42,6 +42,7 @@ class Server:
 
     def __init__(self, layers: list[MoELayer], config: MobileConfig, slots, costs: Costs, device, make_link):
         self.layers, self.config, self.costs = layers, config, costs
+        self.slots = max(slots) if isinstance(slots, tuple) else slots  # as the configuration says them
         self.arenas: list[Arena | DiskArena] = []
         self.host_cache: HostCache | None = None
         self._slots: list[Pools] = []
@@ -58,11 +59,6 @@ class Server:
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self._routed: list[list] = [[] for _ in layers]
-
-    @property
-    def slots(self) -> int:
-        """Device slots of each layer, of all forms; of the layer that has most."""
-        return int(self.scheduler.cache.slots[0])
 
     @property
     def slot_bytes(self) -> int:
