@@ -18,7 +18,7 @@ from .count import Fraction, PerLayer, Sensitivity, TopK
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
 from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
-from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
+from .predict import ExpertMap, Learned, Maps, MeanScore, Network, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
@@ -51,12 +51,14 @@ __all__ = [
     "Foretold",
     "Fraction",
     "Full",
+    "Learned",
     "Maps",
     "Margin",
     "MaxProbability",
     "MeanScore",
     "NearScore",
     "NearestAbsent",
+    "Network",
     "Never",
     "NextGate",
     "NextRanked",

@@ -22,6 +22,7 @@ from ..model.experts import OffloadedExperts, SlotExperts, best
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Text, View, ask, consult, counted, read_gates
+from .states import States, context
 
 
 class Server:
@@ -41,9 +42,9 @@ class Server:
         self.host_cache: HostCache | None = None
         self._slots: list[Slots] = []
         self.link = make_link(self._move)
-        experts, top_k = layers[0].num_experts, layers[0].top_k
+        experts, top_k, given = layers[0].num_experts, layers[0].top_k, States(context(config))
         self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
-        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers)
+        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, given=given)
         self.mode: str | None = None  # None: the model was called outside a pass
         self._by_token = getattr(config.count, "by_token", False)
         self._device, self._compute, self._ended = device, [], None
@@ -110,6 +111,7 @@ class Server:
         elif evicted is None:  # the pass before wrote a token
             self.view.text.passes.append((self.view.mode, *self._ended))
         self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
+        self.view.given.begin(mode, evicted is None)
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
@@ -144,6 +146,7 @@ class Server:
         layer, tokens = self.layers[at], len(hidden)
         if self.mode is not None:
             self._routed[at].append((index, weights))
+            self.view.given.see(at, hidden)
         else:
             self.gaps = True
         run, over = self._count(at, layer.top_k, weights)
