@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobile_nb import load, offload, replay, systems
-from mobile_nb.analysis.beyond import figures, simulated
+from mobile_nb.analysis.beyond import figures, simulated, table
 from mobile_nb.model.adapters import find_layers
 from mobile_nb.policies import Learned, Network, PredictedReuse
 
@@ -135,15 +135,23 @@ def test_naming_nobody_is_mostly_right_and_half_of_the_headline():
 
 
 def test_one_lru_over_all_layers_takes_predictions_in_before_it_is_asked():
-    """After a warm-up of one token the two slots hold 0.0 and 1.1 (layer.expert). LRU: 0.0 is there, 1.2 takes
-    the place of 1.1, 0.3 of 0.0, 1.1 is gone: 1 hit of 4, 3 loads. An oracle loads the same three early: all hit. Useless
-    predictions 0.4 and 1.4 each push out what was asked for next: no hit, and 4 more loads."""
+    """After a warm-up of one token the two slots hold 0.0 and 1.1 (layer.expert). LRU: 0.0 is there, 1.2 takes the
+    place of 1.1, 0.3 of 0.0, and 1.1 is gone: 1 hit of 4, 3 loads. An oracle loads the same three early, and all hit.
+    Useless predictions 0.4 and 1.4 each push out what is asked for next: no hit, and 4 more loads."""
     oracle = [(0,), (1,), (0,), (2,), (3,), (1,)]
     found = simulated(routing(oracle=oracle, useless=[(4,)] * 6), 5, [0.2], warm_up=1).set_index("predictor")
     assert found.slots.tolist() == [2, 2, 2] and found["rows"].tolist() == [4, 4, 4]
     assert found.loc["LRU", ["hit_rate", "loads", "early"]].tolist() == [0.25, 0.75, 0]
     assert found.loc["oracle", ["hit_rate", "loads", "early"]].tolist() == [1, 0.75, 0.75]
     assert found.loc["useless", ["hit_rate", "loads", "early"]].tolist() == [0, 2, 1]
+
+
+def test_the_table_puts_the_headline_beside_what_it_hides():
+    frame = routing(half=[(0,), (1,), (0,), (4,), (0,), (0,)])
+    found = table(figures(frame, 5), simulated(frame, 5, [0.2, 0.5], warm_up=1), [0.2])
+    assert list(found) == ["accuracy", "macro_f1", "f1", "hit_rate at 20 %", "loads at 20 %"]
+    assert sorted(found.index) == ["LRU", "half"] and np.isnan(found.f1["LRU"]) and found.f1["half"] == 0.5
+    assert found.loc["LRU", ["hit_rate at 20 %", "loads at 20 %"]].tolist() == [0.25, 0.75]
 
 
 def test_with_room_for_all_everything_hits_and_nothing_is_loaded():

@@ -89,6 +89,28 @@ def simulated(routing, experts: int, shares: Sequence[float] = SHARES, *, warm_u
     return pd.DataFrame(found)
 
 
+def table(figures, simulated, capacities: Sequence[float] = (0.1, 0.3)):
+    """A row for each predictor: what the paper's headline says of it, and what lies behind it.
+
+    Args:
+        figures, simulated: what the functions of that name return, of one model.
+        capacities: those to show.
+
+    Returns:
+        A frame indexed by predictor: accuracy and macro_f1 (the headline), f1 (of the active experts), and of each
+        capacity the hit rate and the loads a token and layer, in columns such as "hit_rate at 10 %"; NaN where a
+        predictor was not simulated.
+    """
+    import pandas as pd
+
+    found = figures[figures.layer == "all"].set_index("predictor")[["accuracy", "macro_f1", "f1"]]
+    for share in capacities:
+        part = simulated[(simulated.capacity - share).abs() < 1e-9].set_index("predictor")[["hit_rate", "loads"]]
+        part.columns = [f"{name} at {share:.0%}".replace("%", " %") for name in part.columns]
+        found = pd.concat([found, part], axis=1)
+    return found.rename_axis("predictor")
+
+
 def _played(asked: Iterable, said: Iterable, everybody: list, slots: int, warm_up: int, seed: int) -> dict:
     hits = requests = loads = early = rows = 0
     cache, of = OrderedDict(), None
@@ -125,4 +147,4 @@ def _share(part, of) -> float:
     return float(part / of) if of else float("nan")
 
 
-__all__ = ["SHARES", "figures", "simulated"]
+__all__ = ["SHARES", "figures", "simulated", "table"]

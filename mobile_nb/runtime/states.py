@@ -55,8 +55,9 @@ class States:
 
 def context(policy) -> int:
     """Tokens whose states a policy reads, or one that it holds; 0 for none."""
-    held = [getattr(policy, field.name) for field in fields(policy)] if is_dataclass(policy) else []
-    return max([int(getattr(policy, "context", 0)), *map(context, held)])
+    own, value = getattr(policy, "context", 0), is_dataclass(policy) and not isinstance(policy, type)
+    held = [getattr(policy, field.name) for field in fields(policy)] if value else []
+    return max([own if isinstance(own, int) else 0, *map(context, held)])
 
 
 __all__ = ["States", "context"]
