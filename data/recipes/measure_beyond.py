@@ -137,10 +137,10 @@ def predictions(name: str, model, texts: list, past: Trace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def live(problems: int, texts: list) -> pd.DataFrame:
+def live(problems: int, about: dict) -> pd.DataFrame:
     """Systems in the runtime, on the same problems, everything simulated; and how long a prediction takes here."""
     model, tokenizer = load("tiny-olmoe")
-    past = trace_of(texts, find_layers(model)[0].num_experts)
+    past = trace_of(past_of(model, tokenizer, about), find_layers(model)[0].num_experts)
     network, rows = Network.shipped("tiny-olmoe"), []
     chosen = [problem for name in tasks.NAMES for problem in tasks.load(name, n=-(-problems // 2), seed=1)][:problems]
     for slots in SLOTS:
@@ -206,8 +206,9 @@ def card(training: dict, result: dict) -> str:
     """What ships, in Markdown."""
     heads = "model problems tokens seed version parameters KB epochs CPU-s BCE accuracy macro-F1 F1".split()
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    found = {(f["model"], f["predictor"]): f for f in result["figures"] if f["layer"] == "all"}
-    for name, about in training.items():
+    found = {(f["model"], f["predictor"]): f for f in result.get("figures", []) if f["layer"] == "all"}
+    for name in sorted({model for model, _ in found} & training.keys()):
+        about = training[name]
         for version in beyond.VERSIONS:
             how, said = about[version], found[name, version]
             cells = [name, about["problems"], about["tokens"], about["seed"], version, how["parameters"]]
@@ -224,52 +225,75 @@ def plain(frame: pd.DataFrame) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="embedded names (those with shipped predictors)")
+    parser.add_argument("--models", nargs="*", help="embedded names (all with shipped predictors)")
     parser.add_argument("--problems", type=int, default=10, help="test problems of each task (%(default)s)")
-    parser.add_argument("--live", type=int, default=4, help="test problems in the runtime (%(default)s)")
+    parser.add_argument("--live", type=int, default=4, help="test problems in the runtime, 0 for none (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and of the simulator's contents")
     parser.add_argument("--json", type=Path, default=ROOT / "data" / "results" / "moe_beyond.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = ROOT / "data" / "beyond"
-    shipped = sorted(path.stem for path in folder.glob("*.json"))
-    training = {name: json.loads((folder / f"{name}.json").read_text()) for name in options.models or shipped}
-    result, kept = {"conditions": {}, "figures": [], "simulator": [], "runtime": []}, None
-    for name, about in training.items():
-        model, tokenizer = load(name, device="cpu")
-        each = about["problems"] // 2
-        texts = beyond.collect(model, tokenizer, beyond.problems("train", each, about["seed"]))
-        held_out = beyond.collect(model, tokenizer, beyond.problems("test", options.problems, options.seed))
-        experts = find_layers(model)[0].num_experts
-        frame = predictions(name, model, held_out, trace_of(texts, experts))
-        result["figures"] += plain(figures(frame, experts).assign(model=name))
-        columns = ["text", "token", "layer", "asked", *SIMULATED]
-        result["simulator"] += plain(simulated(frame[columns], experts, seed=options.seed).assign(model=name))
-        result["conditions"][name] = {
-            "test_problems": len(held_out),
-            "test_tokens": sum(len(text.ids) for text in held_out),
-            "training_problems": about["problems"],
-            "training_seed": about["seed"],
-            "prediction_cpu_ms": round(prediction_ms(Network.shipped(name)), 3),
-        }
-        kept = texts if name == "tiny-olmoe" else kept
-        print(name, flush=True)
-    if kept is not None:
-        result["runtime"] = plain(live(options.live, kept))
+    training = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    done = [
+        measured(name, training[name], options) for name in (training if options.models is None else options.models)
+    ]
+    runtime = live(options.live, training["tiny-olmoe"]) if options.live else None
+    result = merged(options.json, done, runtime, options.seed)
+    with written_whole(options.json) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "README.md").write_text(card(training, result))
+    print(f"numbers written to {options.json}")
+
+
+def measured(name: str, about: dict, options) -> dict:
+    """Figures and simulator of one model."""
+    model, tokenizer = load(name, device="cpu")
+    texts = past_of(model, tokenizer, about)
+    held_out = beyond.collect(model, tokenizer, beyond.problems("test", options.problems, options.seed))
+    experts = find_layers(model)[0].num_experts
+    frame = predictions(name, model, held_out, trace_of(texts, experts))
+    print(name, len(frame), "rows", flush=True)
+    columns = ["text", "token", "layer", "asked", *SIMULATED]
+    conditions = {
+        "test_problems": len(held_out),
+        "test_tokens": sum(len(text.ids) for text in held_out),
+        "training_problems": about["problems"],
+        "training_seed": about["seed"],
+        "prediction_cpu_ms": round(prediction_ms(Network.shipped(name)), 3),
+    }
+    return {
+        "model": name,
+        "conditions": conditions,
+        "figures": plain(figures(frame, experts).assign(model=name)),
+        "simulator": plain(simulated(frame[columns], experts, seed=options.seed).assign(model=name)),
+    }
+
+
+def past_of(model, tokenizer, about: dict) -> list:
+    """The texts that a predictor was trained on, from which its rivals learn too."""
+    return beyond.collect(model, tokenizer, beyond.problems("train", about["problems"] // 2, about["seed"]))
+
+
+def merged(path: Path, done: list[dict], runtime: pd.DataFrame | None, seed: int) -> dict:
+    """What was measured now in the place of what was measured before; other models' rows stay."""
+    result = json.loads(path.read_text()) if path.is_file() else {"conditions": {"models": {}}}
+    for one in done:
+        result["conditions"]["models"][one["model"]] = one["conditions"]
+        for part in ("figures", "simulator"):
+            others = [row for row in result.get(part, []) if row["model"] != one["model"]]
+            result[part] = others + one[part]
+    if runtime is not None:
+        result["runtime"] = plain(runtime)
     result["conditions"] |= {
         "text": "prompts and worked solutions of held-out (test) problems of both tasks, one forward pass; the runtime "
         "writes its own",
-        "seed": options.seed,
+        "seed": seed,
         "simulator": "one LRU over all layers' experts, texts begin with random contents, 10 tokens warm up, no time",
         "runtime": f"simulated on {CARD}, tiny-olmoe timed as {TIMED_AS}; the predictor's own computing is not charged",
         "host_cpu": f"measured, {platform.machine()}, one thread, other work on the machine",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
     }
-    with written_whole(options.json) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    if options.models is None:
-        (folder / "README.md").write_text(card(training, result))
-    print(f"numbers written to {options.json}")
+    return result
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def figures(routing, experts: int):
             rows.append(
                 {
                     "predictor": name,
-                    "layer": layer,
+                    "layer": layer if layer == "all" else int(layer),
                     "named": said / len(part),
                     "accuracy": (right + neither) / total,
                     "macro_f1": (active + inactive) / 2,

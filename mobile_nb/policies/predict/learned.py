@@ -85,12 +85,12 @@ class Network(Knowledge):
 
     def save(self, path: str | Path) -> None:
         """Writes it as safetensors, in half precision."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         halves = {name: part.astype(np.float16 if part.ndim else np.int32) for name, part in found.items()}
         with written_whole(path) as temporary:
-            save_file(halves, temporary)
+            temporary.write_bytes(save(halves))
 
     @staticmethod
     def load(path: str | Path) -> Network:
