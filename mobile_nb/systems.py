@@ -9,6 +9,7 @@
     moe_infinity    K                -           request matrix            wait              request matrix   yes
     finemoe         K                -           iteration maps            wait              map × frequency  yes
     expertflow      K                -           successors, how far: ±1   wait              two-level LRU    yes
+    moe_beyond      K                -           learned, the next layer   wait              LRU              yes
     adapmoe         by sensitivity   -           nearest gate that misses  wait              LRU              no
     lexi            K of each layer  -           -                         wait              LRU              no
     fiddler         K                -           -                         host, or wait     none: popular    yes
@@ -109,6 +110,17 @@ def expertflow(by: p.Successors, *, start: int = 2, most: int = 8, **fields) -> 
         start, most: depth in layers, see `AdaptiveDepth`.
     """
     return MobileConfig(**({"prefetch": p.AdaptiveDepth(by, start, most), "evict": p.TwoLevel()} | fields))
+
+
+def moe_beyond(network: p.Network, *, context: int = 16, experts: int | None = None, **fields) -> MobileConfig:
+    """MoE-Beyond (arXiv 2508.17137): a small Transformer on router inputs names the next layer's experts. Published for
+    a cache over all layers that takes predictions in for nothing; here they travel over the link like all others.
+
+    Args:
+        network: the honest version, such as `Network.shipped("tiny-olmoe")`.   context: see `Learned`.
+        experts: how many of the layer; None for K, as in the paper.
+    """
+    return MobileConfig(**({"prefetch": p.ByPriority(p.Learned(network, context), 1, experts)} | fields))
 
 
 def fiddler(popularity: p.Popularity, ratio: float, **fields) -> MobileConfig:
@@ -269,6 +281,7 @@ __all__ = [
     "little",
     "mc",
     "mobile",
+    "moe_beyond",
     "moe_infinity",
     "next_gate",
     "on_demand",

@@ -18,7 +18,7 @@ from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
 from .miss import Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, OnHost, Wait
-from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
+from .predict import ExpertMap, Learned, Maps, MeanScore, Network, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
@@ -56,6 +56,7 @@ __all__ = [
     "Int2",
     "Int4",
     "Int8",
+    "Learned",
     "Maps",
     "Margin",
     "MaxProbability",
@@ -64,6 +65,7 @@ __all__ = [
     "Mixed",
     "NearScore",
     "NearestAbsent",
+    "Network",
     "Never",
     "NextGate",
     "NextRanked",

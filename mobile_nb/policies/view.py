@@ -57,6 +57,12 @@ class View(Protocol):
         """What `gate(layer)` last said earlier in this pass, None where nobody asked it."""
         ...
 
+    def states(self, tokens: int) -> np.ndarray:
+        """[N, H] float32: what routers were given, in the order of computation: all layers of the last `tokens` tokens
+        of this text, then those of the pass at hand up to the layer at hand. Who asks says so: `context`, the most
+        tokens it asks for."""
+        ...
+
     # -- of the device: misses and those prefetchers that say `revises = True` may look ------------------------------
 
     def resident(self, layer: int) -> Sequence[int]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # replays ask policies too, and need no torch
     from ..memory.scheduler import Scheduler
     from ..model.adapters import MoELayer
     from .forms import Forms
+    from .states import States
 
 
 @dataclass
@@ -125,6 +126,7 @@ class View(Facts):
     found: list[MoELayer] = field(default_factory=list)
     calls: list[list] = field(default_factory=list)  # of this pass, per layer: index and weights [T, K] of each call
     hidden: torch.Tensor | None = None
+    given: States | None = None
     read: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # what gates said: (layers ahead, layer)
 
     def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +141,9 @@ class View(Facts):
 
     def scores(self, layer: int) -> list[float]:
         return self.found[layer].scores(self.hidden)[0].tolist()
+
+    def states(self, tokens: int) -> np.ndarray:
+        return self.given.rows(tokens, self.at)
 
     def foretold(self, layer: int) -> list[int] | None:
         ahead = min((ahead for ahead, of in self.read if of == layer), default=None)

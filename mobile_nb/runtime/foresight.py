@@ -65,6 +65,9 @@ class Foresight(Facts):
     def scores(self, layer: int):
         raise MobileError("a trace holds the scores of the experts that a router chose, not of all; run this live.")
 
+    def states(self, tokens: int):
+        raise MobileError("a trace holds routing, not the hidden states that this predictor reads; run it live.")
+
     def coming(self, layer: int) -> list[int]:
         """What this pass will ask for."""
         return self.asked[slice(*self.asked_at[self.n * self.layers + layer :][:2])].tolist()

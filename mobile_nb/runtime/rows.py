@@ -19,6 +19,7 @@ from .facts import Facts
 
 if TYPE_CHECKING:
     from .fleet import Fleet
+    from .states import States
 
 
 @dataclass
@@ -90,6 +91,7 @@ class RowView(Facts):
 
     fleet: Fleet | None = None
     read: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    given: States | None = None
 
     def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         ids, weights = self.fleet.calls[layer]
@@ -104,6 +106,9 @@ class RowView(Facts):
 
     def scores(self, layer: int) -> list[float]:
         return self.fleet.said(layer, "scores")[self.fleet.place[self.row]]
+
+    def states(self, tokens: int) -> np.ndarray:
+        return self.given.rows(tokens, self.at)
 
     def foretold(self, layer: int) -> list[int] | None:
         ahead = min((ahead for ahead, of in self.read if of == layer), default=None)

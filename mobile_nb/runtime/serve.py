@@ -27,6 +27,7 @@ from .facts import Text, View, consult, counted, read_gates
 from .forms import Forms
 from .hosted import HostUnit
 from .missed import answered, answers
+from .states import States, context
 
 
 class Server:
@@ -52,6 +53,7 @@ class Server:
         sizes = self.forms.sizes(slots)  # [L, F]
         self.scheduler = Scheduler(Cache(len(layers), experts, sizes[None], config.evict, self.forms.own), self.link)
         self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
+        self.view.given = States(context(config))
         self.mode: str | None = None  # None: the model was called outside a pass
         self._by_token = getattr(config.count, "by_token", False)
         self._device, self._ended = device, None
@@ -111,6 +113,7 @@ class Server:
         elif evicted is None:  # the pass before wrote a token
             self.view.text.passes.append((self.view.mode, *self._ended))
         self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
+        self.view.given.begin(mode, evicted is None)
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
@@ -145,6 +148,7 @@ class Server:
         layer, tokens = self.layers[at], len(hidden)
         if self.mode is not None:
             self._routed[at].append((index, weights))
+            self.view.given.see(at, hidden)
         else:
             self.gaps = True
         run, over = self._count(at, layer.top_k, weights)
