@@ -1,5 +1,6 @@
 """Many texts, each on a device of its own: texts and accounts are those of a fresh engine for each (law 10)."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 import mobile_nb
 from mobile_nb import MobileError, systems
 from mobile_nb import policies as p
+from mobile_nb.model.adapters import find_layers
 from mobile_nb.model.tiny import random_model
 
 NEW = 5
@@ -56,6 +58,30 @@ def check(model, config, prompts):
         assert row.device["computing_s"] <= row.device["seconds"] * (1 + 1e-9)
 
 
+def sizes(model):
+    """Layers, experts and hidden size."""
+    layers = find_layers(model)
+    return len(layers), layers[0].num_experts, model.config.hidden_size
+
+
+def network(model):
+    """A predictor that has learned nothing: right or wrong, it changes when things are fetched."""
+    random, (layers, experts, hidden) = np.random.default_rng(0), sizes(model)
+    shapes = {
+        "layer": (layers, 8), "enter": (8, hidden + 8), "qkv": (1, 24, 8), "out": (1, 8, 8),
+        "up": (1, 16, 8), "down": (1, 8, 16), "head": (8, 8), "tell": (experts, 8),
+    }  # fmt: skip
+    parts = {name: random.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+    parts |= {f"{name}_bias": part[..., 0] for name, part in parts.items() if name != "layer"}
+    return p.Network(**parts, norm=random.normal(size=(1, 2, 2, 8)).astype("float32"), heads=2, honest=True)
+
+
+def halves(model):
+    """Every second expert in the second form."""
+    layers, experts, _ = sizes(model)
+    return [[expert % 2 for expert in range(experts)] for _ in range(layers)]
+
+
 SYSTEMS = {
     "on_demand": lambda m: systems.on_demand(slots=2),
     "resident": lambda m: systems.on_demand(slots=99),
@@ -65,9 +91,14 @@ SYSTEMS = {
     "smoe": lambda m: systems.smoe(0.9, slots=4),
     "early_routing": lambda m: systems.early_routing(slots=3),
     "next_ranked": lambda m: systems.next_gate(miss=p.NextRanked(), evict=p.Weighted(), slots=3),
-    "adapmoe": lambda m: systems.adapmoe([1.0] * 9, 0.3, slots=3),
+    "adapmoe": lambda m: systems.adapmoe([1.0, 0.2, 0.5, 0.1][: sizes(m)[0]], 0.3, slots=3),
     "fiddler": lambda m: systems.on_demand(miss=p.OnHost(0.5), slots=3),
     "split": lambda m: systems.next_gate(miss=p.OnHost(0.7, balance=True), slots=3),
+    "int4": lambda m: systems.quantized(p.Int4(8), slots=3),
+    "hobbit": lambda m: systems.hobbit(0.3, 0.6, low=p.Int2(8), low_slots=2, slots=3),
+    "beyond": lambda m: systems.moe_beyond(network(m), context=3, slots=3),
+    "by_layer": lambda m: systems.on_demand(slots=[2, 4, 3, 5][: sizes(m)[0]]),
+    "by_expert": lambda m: systems.mc(p.PerExpert((p.Int4(8), p.Int2(8)), halves(m)), slots=4),
     "mobile_drop": lambda m: systems.mobile(middle_gamma(m), slots=3, miss=p.Drop(), evict=p.LFU()),
 }
 
@@ -75,10 +106,6 @@ SYSTEMS = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_row_has_the_text_and_the_account_of_an_engine_of_its_own(model, name):
     config = SYSTEMS[name](model)
-    if name == "adapmoe":
-        with mobile_nb.offload(model) as engine:
-            layers = engine.trace.conditions["layers"]
-        config = systems.adapmoe([1.0, 0.2, 0.5, 0.1][:layers], 0.3, slots=3)
     check(model, config, [[5, 6, 7], [9], [9, 8, 7, 6, 5, 4, 3], [11, 12]])
 
 

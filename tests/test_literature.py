@@ -284,9 +284,7 @@ def test_an_eviction_replayed_on_another_run_is_what_it_would_have_done(evict):
         )
 
 
-@pytest.mark.parametrize(
-    "name", sorted(EXACT - LIVE - {"fiddler"})
-)  # filled at first
+@pytest.mark.parametrize("name", sorted(EXACT - LIVE - {"fiddler"}))  # filled at first
 def test_nobody_hits_more_than_an_oracle_or_evicts_better_than_belady(name):
     """Law 8, on a run that holds what all of them ask for."""
     gates = systems.on_demand(slots=4, prefetch=ReadGates(ahead=3))

@@ -7,6 +7,7 @@ Legend: T tokens · K experts asked for · S slots of a pool · R experts that t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -111,4 +112,22 @@ class Pools:
                 yield compute, some
 
 
-__all__ = ["DecodedExperts", "Pools"]
+def every_form(layer: MoELayer, at: int, arena: Arena, codec: Codec) -> SlotExperts:
+    """Computes any experts of a layer in any form, numbered expert + E * form; where each has one form, by its number.
+
+    All of them are decoded beforehand, [F * E, numel], so this is for models whose experts fit the host twice.
+    """
+    forms = []
+    for form in codec.forms:
+        decoded = arena.blocks
+        if form.bits is not None:
+            decoded, encoding = torch.zeros_like(arena.blocks), Encoding(arena.layout, form)
+            encoding.decode(encoding.encode(arena.blocks), decoded)
+        forms.append(decoded)
+    if codec.own is not None:
+        forms = [torch.stack([forms[form][expert] for expert, form in enumerate(codec.own[at])])]
+    blocks = forms[0] if len(forms) == 1 else torch.cat(forms)
+    return SlotExperts(layer.experts, SimpleNamespace(blocks=blocks, views=arena.layout.views(blocks)))
+
+
+__all__ = ["DecodedExperts", "Pools", "every_form"]

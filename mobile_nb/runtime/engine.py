@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..hardware import Hardware
+from ..model.decoded import every_form
 from ..vocabulary import MobileError, Step
 from .batch import BatchDecoder, installed
 from .config import MobileConfig
@@ -125,13 +126,16 @@ class Engine:
             MobileError: the engine is writing, or was closed, or its time is measured.
         """
         self._check_open()
-        if self.measured or self.model.device.type != "cpu":
-            raise MobileError("a batch needs devices that are simulated: this engine's time is measured.")
+        if self.measured or self.model.device.type != "cpu" or self._offloaded.files:
+            raise MobileError("a batch needs simulated devices, and experts in host memory: write text after text.")
         if not self._writing.acquire(blocking=False):
             raise MobileError(BUSY)
         config, layers = replace(self.config, keep=self._keep), self._offloaded.layers
         try:
-            fleet = functools.partial(Fleet, layers, config, self.slots, self._server.costs)
+            compute, arenas = None, enumerate(zip(layers, self._server.arenas, strict=True))
+            if not config.codec.lossless:
+                compute = [every_form(layer, at, arena, config.codec) for at, (layer, arena) in arenas]
+            fleet = functools.partial(Fleet, layers, config, self._server.pools, self._server.costs, compute)
             with installed(self.model, config, fleet, layers) as decoder:
                 yield decoder
         finally:

@@ -176,7 +176,7 @@ def consulted(config, at: int, view: Facts) -> tuple[np.ndarray | None, list]:
             )
     wanted = ask(config.prefetch, "wanted", at, view)
     if wanted and view.forms is not None and view.forms.several:
-        wanted = view.forms.wanted(wanted, view.scheduler.cache)
+        wanted = view.forms.wanted(wanted, view.scheduler.cache, view.row)
     return expected, wanted
 
 

@@ -9,7 +9,7 @@ Legend: C texts, configurations · R rows of a call · T tokens a row · L MoE l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from ..memory.cache import Cache
 from ..memory.link import SimulatedLink
 from ..memory.scheduler import Scheduler
 from ..model.adapters import MoELayer
-from ..model.experts import best
 from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT
 from .config import MobileConfig
-from .facts import Text, consulted, counted, looks_ahead, revises
+from .facts import Text, consulted, looks_ahead, revises
+from .forms import Forms
 from .missed import answered, answers
-from .rows import RowView
+from .rows import RowView, cut
+from .states import States, context
 
 ACCOUNT = ("seconds", "computing_s", "bytes", "requests", "hits", "prefetches", "used")
 
@@ -35,40 +36,45 @@ ACCOUNT = ("seconds", "computing_s", "bytes", "requests", "hits", "prefetches", 
 class FleetExperts(nn.Module):
     """Takes the place of a block's experts; `modes` of the rows of a call, as in `batch.RowExperts`."""
 
-    def __init__(self, fleet: Fleet, at: int, layer: MoELayer):
+    def __init__(self, fleet: Fleet, at: int, compute: Callable[..., torch.Tensor]):
         super().__init__()
-        self.inner, self.modes = layer.experts, []
+        self.modes: list[str] = []
         self.seen: torch.Tensor | None = None  # [R * T, K] what the router chose in the last call, best first
-        self._serve = lambda *call: fleet.serve(at, *call)
+        self._serve, self._compute = lambda *call: fleet.serve(at, *call), compute
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         self.seen, index, weights = self._serve(hidden, index, weights)
-        return self.inner(hidden, index, weights)
+        return self._compute(hidden, index, weights)
 
 
 class Fleet:
     """Devices side by side.
 
     Args:
-        layers, config, slots, costs: as of a `Server`.   texts: C.
+        layers, config, costs: as of a `Server`.   pools: [L, F] slots of each form.   texts: C.
+        compute: for each layer (hidden, index, weights) -> output, with experts numbered as by `every_form`; None: the
+            model's own experts.
 
     Attributes:
         experts: a module for each layer, to be put in the place of the block's experts.
     """
 
-    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots: int, costs: Costs, texts: int):
+    def __init__(self, layers: list[MoELayer], config: MobileConfig, pools, costs: Costs, compute, texts: int):
         self.layers, self.config, self.costs, self.texts = layers, config, costs, texts
-        experts, top_k, count = layers[0].num_experts, layers[0].top_k, len(layers)
-        cache = Cache(count, experts, np.full(texts, slots), config.evict)
-        link = SimulatedLink(VirtualClock(texts), count, int(cache.slots.max()), np.full(texts, costs.fetch_s))
+        self.sizes = len(layers), layers[0].num_experts, layers[0].top_k
+        self.forms = Forms(config.codec, *self.sizes[:2])
+        cache = Cache(*self.sizes[:2], pools[None].repeat(texts, axis=0), config.evict, self.forms.own)
+        fetch_s = np.repeat([costs.fetch_of(form) for form in range(pools.shape[1])], pools.max(axis=0))
+        link = SimulatedLink(VirtualClock(texts), len(layers), len(fetch_s), fetch_s[None].repeat(texts, axis=0))
         self.scheduler = Scheduler(cache, link, record=False)
-        self.views = [
-            RowView(count, experts, top_k, scheduler=self.scheduler, row=row, fleet=self) for row in range(texts)
-        ]
-        self.experts = [FleetExperts(self, at, layer) for at, layer in enumerate(layers)]
+        facts = {"scheduler": self.scheduler, "forms": self.forms, "fleet": self}
+        self.views = [RowView(*self.sizes, **facts, row=row, given=States(context(config))) for row in range(texts)]
+        compute = [layer.experts for layer in layers] if compute is None else compute
+        self.experts = [FleetExperts(self, at, each) for at, each in enumerate(compute)]
+        self._full = all(cache.full(at) for at in range(len(layers)))  # nothing will ever be fetched
         self.computing_s = np.zeros(texts)
         self.mode, self.place, self.calls = PROMPT, {}, []
-        self._by_token, self._answers = getattr(config.count, "by_token", False), answers(config)
+        self._answers = answers(config)
         self._hidden: torch.Tensor | None = None
         self._said: dict = {}
         self._ended: list = [None] * texts
@@ -91,6 +97,7 @@ class Fleet:
             elif evicted is None:
                 view.text.passes.append((view.mode, *self._ended[row]))
             view.mode, view.read, view.evicted = mode, {}, None if evicted is None else evicted[at]
+            view.given.begin(mode, evicted is None)
         self._before = {name: count.copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
         self._consult(-1)
@@ -109,7 +116,8 @@ class Fleet:
     def account(self) -> dict[str, np.ndarray]:
         """Of each text so far, [C]: simulated seconds, seconds of computation alone, bytes moved, and counters."""
         counts = {name: count.sum(axis=1) for name, count in self.scheduler.counts.items()}
-        moved = (counts["misses"] + counts["prefetches"]) * self.costs.expert_bytes
+        weigh = [self.costs.bytes_of(form) for form in range(len(self.costs.coded))]
+        moved = self.scheduler.fetches.sum(axis=1) @ np.array(weigh)
         found = {
             "seconds": self.scheduler.link.clock.now.copy(),
             "computing_s": self.computing_s.copy(),
@@ -128,13 +136,18 @@ class Fleet:
         shape = (*((len(hidden), 1) if self.real is None else self.real.shape), index.shape[-1])
         self.calls[at] = tuple(each.cpu().numpy() for each in (index.view(shape), weights.float().view(shape)))
         self._hidden, self._said = hidden, {}
+        for row in self.rows:
+            if self.views[row].given.tokens:
+                place, each = self.place[row], hidden.view(*shape[:2], -1)
+                tokens = slice(None) if self.real is None else torch.as_tensor(self.real[place])
+                self.views[row].given.see(at, each[place][tokens])
         self._elapse({row: self.costs.layer_s(self._amount(row)) for row in self.rows})
-        index, weights, runs = self._cut(at, index, weights)
+        index, weights, runs = cut(layer, at, self.config.count, self.experts[at].modes, index, weights)
         if self.mode == PROMPT:
-            asked, seconds = self._prompt(index.view(*shape[:2], -1))
+            asked, seconds = self._prompt(at, index.view(*shape[:2], -1))
         else:
             asked, index, weights = self._token(at, index, weights, runs)
-            seconds = [[self.costs.expert_s()] * len(each) for each in asked]
+            seconds = [[self.costs.expert_s(1, entry // self.sizes[1]) for entry in each] for each in asked]
         for row, each in zip(self.rows, seconds, strict=True):
             self.computing_s[row] += sum(each)
         between = None if self.mode == PROMPT else lambda: self._consult(at)
@@ -142,44 +155,19 @@ class Fleet:
             pass
         return seen, index, weights
 
-    def _cut(self, at: int, index: torch.Tensor, weights: torch.Tensor):
-        """Index and weights of as many experts as the count policy runs, and how many these are, a token each; where
-        tokens differ, the rest weighs nothing."""
-        layer = self.layers[at]
-        count, modes = self.config.count, self.experts[at].modes
-        if self._by_token and self.mode != PROMPT:
-            told = [(sorted(token, reverse=True),) for token in weights.float().tolist()]
-            answers = [counted(count, mode, at, layer.top_k, *each) for mode, each in zip(modes, told, strict=True)]
-        else:
-            known = {mode: counted(count, mode, at, layer.top_k) for mode in set(modes)}
-            answers = [known[mode] for mode in modes]
-        runs = [run for run, _ in answers]
-        if set(answers) == {(layer.top_k, None)}:
-            return index, weights, runs
-        if len(set(answers)) == 1:
-            return *best(index, weights, *answers[0], layer.renormalises, layer.scale), runs
-        ids, amounts = index.clone(), torch.zeros_like(weights)
-        for run, over in set(answers):
-            mine = torch.tensor([answer == (run, over) for answer in answers], device=index.device)
-            ids[mine, :run], amounts[mine, :run] = best(
-                index[mine], weights[mine], run, over, layer.renormalises, layer.scale
-            )
-        return ids, amounts, runs
-
-    def _prompt(self, index: torch.Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    def _prompt(self, at: int, index: torch.Tensor) -> tuple[list[list[int]], list[list[float]]]:
         """Of each text the experts that any of its tokens asks for, the most wanted first, and their seconds."""
         asked, seconds = [], []
         for row in self.rows:
             place = self.place[row]
             ids = index[place][torch.as_tensor(self.real[place], device=index.device)].tolist()
-            if len(ids) == 1:
-                asked.append(ids[0])
-                seconds.append([self.costs.expert_s()] * len(ids[0]))
-                continue
             found, amounts = np.unique(ids, return_counts=True)
             order = np.argsort(-amounts, kind="stable")
-            asked.append(found[order].tolist())
-            seconds.append([self.costs.expert_s(int(amount)) for amount in amounts[order]])
+            found, amounts = (ids[0], [1] * len(ids[0])) if len(ids) == 1 else (found[order], amounts[order])
+            entries = [self.forms.entry(at, int(expert)) for expert in found]
+            asked.append(entries)
+            each = zip(amounts, entries, strict=True)
+            seconds.append([self.costs.expert_s(int(amount), entry // self.sizes[1]) for amount, entry in each])
         return asked, seconds
 
     def _token(self, at: int, index: torch.Tensor, weights: torch.Tensor, runs: list[int]):
@@ -190,22 +178,29 @@ class Fleet:
             place, view = self.place[row], self.views[row]
             mine = ids[place][: runs[place]]
             if self._answers:
-                there = self.scheduler.cache.slot_of[row, at, mine] >= 0
+                there = self.scheduler.cache.slot_of[row, at, [self.forms.entry(at, each) for each in mine]] >= 0
                 view.at = at
                 answer = answered(self.config.miss, mine, amounts[place][: len(mine)], there.tolist(), view)
-                runs_there = [each.expert if isinstance(each, Host) else each for each in answer]
-                changed |= runs_there != mine
-                for position, expert in enumerate(runs_there):
-                    ids[place][position] = 0 if expert is None else expert
-                    amounts[place][position] *= expert is not None
-                mine = [each for each in answer if each is not None and not isinstance(each, Host)]
+                fetched = [None if isinstance(each, Host) else each for each in answer]
+                entries = self.forms.entries(at, fetched, self.scheduler.cache, row)
+                for position, (said, entry) in enumerate(zip(answer, entries, strict=True)):
+                    runs_there = said.expert if isinstance(said, Host) else entry
+                    changed |= runs_there != ids[place][position]
+                    ids[place][position] = 0 if runs_there is None else self._number(runs_there)
+                    amounts[place][position] *= runs_there is not None
                 hosted[row] = sum(isinstance(each, Host) for each in answer)
-            asked.append(list(dict.fromkeys(mine)))
+            else:
+                entries = self.forms.entries(at, mine, self.scheduler.cache, row)
+            asked.append([entry for entry in dict.fromkeys(entries) if entry is not None])
         if hosted.any():
             self.scheduler.on_host(at, hosted, hosted * self.costs.host_s())
         if not changed:
             return asked, index, weights
         return asked, index.new_tensor(ids), weights.new_tensor(amounts)
+
+    def _number(self, entry: int) -> int:
+        """Of an entry, in what computes it."""
+        return entry if self.forms.own is None else entry % self.sizes[1]
 
     def said(self, layer: int, what: str) -> list:
         """What a layer's router says of the hidden states at hand, every row at once: `route` or `scores`."""
@@ -216,12 +211,12 @@ class Fleet:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _consult(self, at: int) -> None:
-        if self.mode == PROMPT or self.scheduler.cache.slots[0] >= self.layers[0].num_experts:
+        if self.mode == PROMPT or self._full:
             return
         answers = {row: consulted(self.config, at, self.views[row]) for row in self.rows}
         if looks_ahead(self.config):
             if self.scheduler.cache.expected is None:
-                self.scheduler.cache.expected = np.zeros((self.texts, len(self.layers), self.layers[0].num_experts))
+                self.scheduler.cache.expected = np.zeros((self.texts, *self.sizes[:2]))
             for row, (expected, _) in answers.items():
                 self.scheduler.cache.expected[row] = expected
         self.scheduler.want_each({row: wanted for row, (_, wanted) in answers.items()}, instead=revises(self.config))

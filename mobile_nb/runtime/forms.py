@@ -54,21 +54,21 @@ class Forms:
         """What is fetched for an expert that is asked for as it is."""
         return expert if self.own is None else expert + self.experts * int(self.own[at, expert])
 
-    def entries(self, at: int, answers: list, cache) -> list:
+    def entries(self, at: int, answers: list, cache, row: int = 0) -> list:
         """What is fetched for each answer of a miss policy: an expert, `Low` of one, or None for nobody. An expert
         whose finer form is on the device is served from there."""
         if not self.several and all(type(answer) is int for answer in answers):
             return answers
-        return [None if answer is None else self._entry(at, answer, cache) for answer in answers]
+        return [None if answer is None else self._entry(at, answer, cache, row) for answer in answers]
 
-    def wanted(self, answer, cache) -> list[Wanted]:
+    def wanted(self, answer, cache, row: int = 0) -> list[Wanted]:
         """A prefetcher's answer, experts and `Low` of some, as entries."""
         plain = [Wanted(w.layer, tuple(e.expert if isinstance(e, Low) else e for e in w.experts)) for w in answer]
         pairs = pairs_of(plain, self.layers, self.experts)
         given = [e for w in answer for e in w.experts]
-        return [Wanted(at, (self._entry(at, e, cache),)) for (at, _), e in zip(pairs, given, strict=True)]
+        return [Wanted(at, (self._entry(at, e, cache, row),)) for (at, _), e in zip(pairs, given, strict=True)]
 
-    def _entry(self, at: int, answer, cache) -> int:
+    def _entry(self, at: int, answer, cache, row: int) -> int:
         if not isinstance(answer, Low):
             return self.entry(at, int(answer))
         if not self.several or self.own is not None:
@@ -76,7 +76,7 @@ class Forms:
                 f"the miss policy answers {answer!r}, and the codec {self.codec!r} keeps no coarser form "
                 "beside the one that runs; use codec=Mixed(Full(), Int4(), low_slots=...)."
             )
-        there = cache.slot_of[0, at, answer.expert] >= 0
+        there = cache.slot_of[row, at, answer.expert] >= 0
         return int(answer.expert) + (0 if there else self.experts)
 
 

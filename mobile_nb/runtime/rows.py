@@ -15,7 +15,7 @@ from torch import nn
 from ..model.adapters import MoELayer
 from ..model.experts import best
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
-from .facts import Facts
+from .facts import Facts, counted
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -85,6 +85,34 @@ class Agreement:
     fallbacks: int = 0
 
 
+def cut(layer: MoELayer, at: int, count, modes: list[str], index: torch.Tensor, weights: torch.Tensor):
+    """As many of each token's experts as a count policy runs.
+
+    Args:
+        modes: of the rows; where they are not of the prompt each is one token.   index, weights: [T, K].
+
+    Returns:
+        index and weights, and how many of them each row runs: the first. What is behind these weighs nothing.
+    """
+    if getattr(count, "by_token", False) and PROMPT not in modes:
+        told = [(sorted(token, reverse=True),) for token in weights.float().tolist()]
+        answers = [counted(count, mode, at, layer.top_k, *each) for mode, each in zip(modes, told, strict=True)]
+    else:
+        known = {mode: counted(count, mode, at, layer.top_k) for mode in set(modes)}
+        answers = [known[mode] for mode in modes]
+    runs = [run for run, _ in answers]
+    if set(answers) == {(layer.top_k, None)}:
+        return index, weights, runs
+    if len(set(answers)) == 1:
+        return *best(index, weights, *answers[0], layer.renormalises, layer.scale), runs
+    ids, amounts = index.clone(), torch.zeros_like(weights)
+    for run, over in set(answers):
+        mine = torch.tensor([answer == (run, over) for answer in answers], device=index.device)
+        few = best(index[mine], weights[mine], run, over, layer.renormalises, layer.scale)
+        ids[mine, :run], amounts[mine, :run] = few
+    return ids, amounts, runs
+
+
 @dataclass
 class RowView(Facts):
     """What policies may see of one text of a fleet."""
@@ -118,4 +146,4 @@ class RowView(Facts):
         raise MobileError("this prefetcher asks for experts that the model has not chosen yet; use it with replay().")
 
 
-__all__ = ["Agreement", "Row", "RowExperts", "RowView"]
+__all__ = ["Agreement", "Row", "RowExperts", "RowView", "cut"]

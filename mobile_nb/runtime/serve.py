@@ -50,8 +50,9 @@ class Server:
         self.link = make_link(self._move)
         experts, top_k = layers[0].num_experts, layers[0].top_k
         self.forms = Forms(config.codec, len(layers), experts)
-        sizes = self.forms.sizes(slots)  # [L, F]
-        self.scheduler = Scheduler(Cache(len(layers), experts, sizes[None], config.evict, self.forms.own), self.link)
+        self.pools = self.forms.sizes(slots)  # [L, F]
+        cache = Cache(len(layers), experts, self.pools[None], config.evict, self.forms.own)
+        self.scheduler = Scheduler(cache, self.link)
         self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
         self.view.given = States(context(config))
         self.mode: str | None = None  # None: the model was called outside a pass
