@@ -5,6 +5,7 @@
     on_demand       K                -           -                         wait              LRU              yes
     little          K/2              always      -                         wait              LRU              no
     mobile          K/2 or K         p(best) ≥ γ evicted router            wait              LRU              no
+    speculative     K/2 drafts, K    verified    evicted routers           wait              LRU              yes
     next_gate       K                -           next gate                 wait              LRU              yes
     moe_infinity    K                -           request matrix            wait              request matrix   yes
     finemoe         K                -           iteration maps            wait              map × frequency  yes
@@ -56,6 +57,20 @@ def on_demand(**fields) -> MobileConfig:
 def little(fraction: float = 0.5, **fields) -> MobileConfig:
     """The little model alone, on the prompt too: what a smaller top_k gives."""
     return MobileConfig(**({"count": Fraction(fraction, prompt=fraction), "keep": Always()} | fields))
+
+
+def speculative(
+    length: int = 4, fraction: float = 0.5, *, gamma: float = 0.0, window: int | None = None, **fields
+) -> MobileConfig:
+    """Speculative decoding with MoBiLE's little model as the draft: exact. The little model drafts, the big one reads
+    all drafts in one pass, prefetched by the routers of the drafts, and what it would have written itself stays.
+
+    Args:
+        length, gamma, window: of the drafts, see `Verified`.
+        fraction: share of the router's K experts in the little model.
+    """
+    keep = p.Verified(length, gamma, window)
+    return MobileConfig(**({"count": Fraction(fraction), "keep": keep, "prefetch": EvictedRouter()} | fields))
 
 
 # -- exact: other prefetches and evictions ---------------------------------------------------------------------------
@@ -178,4 +193,5 @@ __all__ = [
     "next_gate",
     "on_demand",
     "smoe",
+    "speculative",
 ]

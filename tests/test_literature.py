@@ -22,6 +22,7 @@ from mobile_nb.policies import (
     Buddy,
     ByPriority,
     Cumulative,
+    DraftRouter,
     Drop,
     Entropy,
     EvictedRouter,
@@ -51,6 +52,7 @@ from mobile_nb.policies import (
     TopK,
     TopScore,
     TwoLevel,
+    Verified,
     Wait,
     Weighted,
 )
@@ -87,9 +89,11 @@ def choices():
     """Every policy that a live run can have, by question."""
     return {
         "count": [TopK(), Fraction(), PerLayer((3, 2, 4)), Sensitivity((1.0, 0.5, 2.0), 0.1)],
-        "keep": [Always(), Never(), MaxProbability(0.1), Margin(0.02), Entropy(0.03), TargetFallback(0.3)],
+        "keep": [Always(), Never(), MaxProbability(0.1), Margin(0.02), Entropy(0.03), TargetFallback(0.3)]
+        + [Verified(3), Verified(6, gamma=0.05, window=2)],
         "prefetch": [
             *(Nothing(), EvictedRouter(), PreviousToken(), NextGate(), ReadGates(), NearestAbsent(), TopScore()),
+            DraftRouter(),
             *(make(by) for make in (ByPriority, Cumulative, AdaptiveDepth) for by in predictors()),
         ],
         "miss": [
@@ -109,7 +113,7 @@ BASES = {
         Requests.from_trace(past()), slots=4, miss=Buddy(Buddies.from_trace(past()), tau=0, beta=2)
     ),
 }
-SIZES = {"count": 4, "keep": 6, "prefetch": 19, "miss": 7, "evict": 12, "codec": 1}  # of `choices`, which takes a model
+SIZES = {"count": 4, "keep": 8, "prefetch": 20, "miss": 7, "evict": 12, "codec": 1}  # of `choices`, which takes a model
 EVERY = [(question, n) for question, size in SIZES.items() for n in range(size)]
 
 
@@ -165,6 +169,7 @@ SYSTEMS = {
     "on_demand": lambda: systems.on_demand(slots=3),
     "little": lambda: systems.little(slots=3),
     "mobile": lambda: systems.mobile(middle_gamma(model(), prompt(), NEW), slots=4),
+    "speculative": lambda: systems.speculative(3, slots=4),
     "next_gate": lambda: systems.next_gate(slots=4),
     "moe_infinity": lambda: systems.moe_infinity(Requests.from_trace(past()), slots=4),
     "finemoe": lambda: systems.finemoe(Maps.from_trace(past()), ahead=1, slots=4),
@@ -177,7 +182,7 @@ SYSTEMS = {
     "anybody": lambda: systems.anybody(slots=5),
     "drop": lambda: systems.drop(slots=5),
 }
-EXACT = {"big", "on_demand", "next_gate", "moe_infinity", "finemoe", "expertflow"}
+EXACT = {"big", "on_demand", "speculative", "next_gate", "moe_infinity", "finemoe", "expertflow"}
 CHANGES_EXPERTS = {"early_routing", "buddymoe", "smoe", "anybody", "drop"}  # a replay cannot tell whom
 
 
@@ -227,7 +232,7 @@ def test_an_eviction_replayed_on_another_run_is_what_it_would_have_done(evict):
         )
 
 
-@pytest.mark.parametrize("name", sorted(EXACT))
+@pytest.mark.parametrize("name", sorted(EXACT - {"speculative"}))  # it makes other passes
 def test_nobody_hits_more_than_an_oracle_or_evicts_better_than_belady(name):
     """Law 8, on a run that holds what all of them ask for."""
     gates = systems.on_demand(slots=4, prefetch=ReadGates(ahead=3))

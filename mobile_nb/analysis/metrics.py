@@ -52,7 +52,7 @@ def evicted_router(trace: Trace):
 
     shares = []
     for little, big in zip(trace.passes, trace.passes[1:], strict=False):
-        if little.mode == "little" and little.token_id < 0 and big.mode == "big":
+        if little.mode == "little" and little.token_id < 0 and big.mode == "big" and big.ids.shape[1] == 1:
             foreseen = (little.ids[:, 0, :, None] == big.ids[:, 0, None, :]).any(axis=2)  # [L, K]
             shares.append(foreseen.mean(axis=1))
     layers = trace.conditions["layers"]

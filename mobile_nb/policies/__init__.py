@@ -16,13 +16,14 @@ the user as one sentence that names it.
 from .codec import Full
 from .count import Fraction, PerLayer, Sensitivity, TopK
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
-from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
+from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback, Verified
 from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
     Cumulative,
+    DraftRouter,
     EvictedRouter,
     NearestAbsent,
     NextGate,
@@ -44,6 +45,7 @@ __all__ = [
     "Buddy",
     "ByPriority",
     "Cumulative",
+    "DraftRouter",
     "Drop",
     "Entropy",
     "EvictedRouter",
@@ -74,6 +76,7 @@ __all__ = [
     "TopK",
     "TopScore",
     "TwoLevel",
+    "Verified",
     "Wait",
     "Weighted",
 ]

@@ -132,7 +132,8 @@ class BatchDecoder:
         outputs = self.model._prefill(input_ids, config, keywords, is_first_iteration=True)
         logits, fell_back = outputs.logits[:, -1].float(), [False] * len(rows)
         confidences = logits.softmax(-1).amax(-1).tolist()
-        rollback = Rollback(outputs["past_key_values"]) if self.config.two_passes else None
+        alone = not self.config.two_passes or self.config.drafts  # what is verified is what the big model writes
+        rollback = None if alone else Rollback(outputs["past_key_values"])
         alive = torch.ones(len(rows), dtype=torch.bool, device=input_ids.device)
         while True:
             if logits[alive].isnan().any():

@@ -65,7 +65,13 @@ class MobileConfig:
     @property
     def two_passes(self) -> bool:
         """Whether there is a little model to fall back from."""
-        return bool(getattr(self.count, "two_passes", False))
+        return bool(getattr(self.count, "two_passes", False)) or self.drafts
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the big model reads what was drafted, several tokens at once, and only what it confirms stays. The
+        experts of its passes are then waited for, whatever the answer to a miss: that is for drafts."""
+        return hasattr(self.keep, "drafts")
 
     def _repr_html_(self) -> str:
         """One row a question, as a notebook shows it."""
@@ -77,6 +83,8 @@ class MobileConfig:
     @property
     def lossless(self) -> bool:
         """Whether the text is exactly that of the full model."""
+        if self.drafts:
+            return bool(getattr(self.count, "full_big", False)) and self.codec.lossless
         count = getattr(self.count, "lossless", False)
         return count and self.miss.lossless and self.codec.lossless
 
@@ -119,6 +127,7 @@ def conditions(config: MobileConfig, costs: Costs, slots: int, chosen: str) -> d
         "geometry_sizes": asdict(costs.geometry),
         "slots": slots,
         "slots_chosen": chosen,
+        "drafts": config.drafts,
         "expert_bytes": costs.expert_bytes,
     }
 

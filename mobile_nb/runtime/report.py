@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..trace import Trace
+from ..vocabulary import BIG, LITTLE
 from .serve import Server
 
 
@@ -10,7 +11,8 @@ def report(server: Server, trace: Trace):
     """A pandas frame, one row a MoE layer, over everything since the model was offloaded.
 
     Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, hit_rate,
-    prefetches, used, wasted (evicted unused), gb_moved. `.attrs` holds the conditions.
+    prefetches, used, wasted (evicted unused), gb_moved. `.attrs` holds the conditions and, where drafts are verified,
+    `accepted_per_verification`: drafts that stayed for each big pass that wrote, NaN before the first.
     """
     from .frames import Report
 
@@ -33,7 +35,15 @@ def report(server: Server, trace: Trace):
         }
     )
     frame.attrs.update(trace.conditions)
+    if server.config.drafts:
+        frame.attrs["accepted_per_verification"] = accepted_per_verification(trace)
     return frame
 
 
-__all__ = ["report"]
+def accepted_per_verification(trace: Trace) -> float:
+    """Drafts that stayed, for each big pass after the prompt that wrote."""
+    wrote = [done.mode for done in trace.passes if done.token_id >= 0]
+    return wrote.count(LITTLE) / wrote.count(BIG) if BIG in wrote else float("nan")
+
+
+__all__ = ["accepted_per_verification", "report"]

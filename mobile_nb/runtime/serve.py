@@ -19,7 +19,7 @@ from ..memory.scheduler import Scheduler
 from ..memory.store import Arena, Slots
 from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, SlotExperts, best
-from ..vocabulary import PROMPT, MobileError
+from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Text, View, ask, consult, counted, read_gates
 
@@ -45,10 +45,12 @@ class Server:
         self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
         self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers)
         self.mode: str | None = None  # None: the model was called outside a pass
+        self._substitutes = () if config.miss.lossless else (LITTLE,) if config.drafts else (LITTLE, BIG)
         self._by_token = getattr(config.count, "by_token", False)
         self._device, self._compute, self._ended = device, [], None
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
+        self.kept: int | None = None  # how many tokens of several the pass before wrote; None: its last
         self._routed: list[list] = [[] for _ in layers]
 
     @property
@@ -104,12 +106,13 @@ class Server:
             self.arenas.pop()
 
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
-        """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
+        """Opens a forward pass: "prompt", "little" or "big"; `evicted` is the routing of what was drafted for it."""
         if mode == PROMPT:
             self.view.text, self.scheduler.cache.expected = Text(), None
         elif evicted is None:  # the pass before wrote a token
-            self.view.text.passes.append((self.view.mode, *self._ended))
-        self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
+            self.view.text.add(self.view.mode, *self._ended, self.kept)
+        self.view.drafted, self.view.evicted = evicted, evicted if mode == BIG else None
+        self.mode, self.view.mode, self.view.read, self.kept = mode, mode, {}, None
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
         self.scheduler.begin_pass()
@@ -177,7 +180,7 @@ class Server:
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
-        if not self.config.miss.lossless and self.mode not in (None, PROMPT):
+        if self.mode in self._substitutes:
             ids = self._replaced(at, ids, weights[0].float().tolist())
         columns: dict[int, list[int]] = {}  # expert -> positions it serves
         for position, expert in enumerate(ids):
