@@ -26,6 +26,12 @@ def fallback_ratio(steps) -> float:
     return _mean(decoded(steps)["fell_back"])
 
 
+def accepted_per_verification(steps) -> float:
+    """Drafts that stayed for each big pass that wrote, where the big model verifies drafts (`policies.Verified`)."""
+    who = decoded(steps)["wrote"]
+    return float((who == "little").sum() / (who == "big").sum()) if (who == "big").any() else float("nan")
+
+
 def hit_rate(steps) -> float:
     """Share of expert requests that were served from a device slot."""
     rows = decoded(steps)

@@ -42,7 +42,7 @@ def report(server: Server, trace: Trace):
 
 def accepted_per_verification(trace: Trace) -> float:
     """Drafts that stayed, for each big pass after the prompt that wrote."""
-    wrote = [done.mode for done in trace.passes if done.token_id >= 0]
+    wrote = [done.mode for done in trace.passes if done.token_id >= 0 and done.step > 0]
     return wrote.count(LITTLE) / wrote.count(BIG) if BIG in wrote else float("nan")
 
 
