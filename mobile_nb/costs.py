@@ -14,11 +14,16 @@ class Costs:
     Where the geometry has more MoE layers than the model that routes (16 against 4, say), each layer stands for
     `stretch` of the real ones: its bytes and seconds are multiplied, so totals a token are the real model's.
     Compute = the larger of bytes/memory rate and operations/compute rate, plus a launch (design.md, section 7).
+
+    `coded` holds the bytes a weight of each form that experts come in, None for as the geometry has them. An encoded
+    expert is decoded before it is computed: read in its form, written and read again as it is. Decoding is batched over
+    the experts of a wave; one launch of it is charged to each [inference].
     """
 
     hardware: Hardware
     geometry: Geometry
     layers: int
+    coded: tuple[float | None, ...] = (None,)
 
     @property
     def stretch(self) -> float:
@@ -26,16 +31,31 @@ class Costs:
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes that one fetch moves, of all the layers that it stands for."""
-        return round(self.geometry.expert_bytes * self.stretch)
+        """Bytes that one fetch moves, of all the layers that it stands for; of the first form."""
+        return self.bytes_of(0)
 
     @property
     def fetch_s(self) -> float:
-        return self.stretch * self.hardware.link_latency_s + self.expert_bytes / (self.hardware.link_gb_per_s * 1e9)
+        return self.fetch_of(0)
 
-    def expert_s(self, tokens: int = 1) -> float:
+    def bytes_of(self, form: int) -> int:
+        """Bytes that one fetch of a form moves."""
+        size, each = self.geometry.expert_bytes, self.coded[form]
+        return round((size if each is None else round(self.geometry.expert_params * each)) * self.stretch)
+
+    def fetch_of(self, form: int) -> float:
+        """Seconds of it."""
+        return self.stretch * self.hardware.link_latency_s + self.bytes_of(form) / (self.hardware.link_gb_per_s * 1e9)
+
+    def expert_s(self, tokens: int = 1, form: int = 0) -> float:
         """One expert on `tokens` tokens: three matrix products, so three launches."""
-        return self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
+        seconds = self.stretch * self._compute_s(self.geometry.expert_params, tokens, launches=3)
+        if self.coded[form] is None:
+            return seconds
+        decode = (self.bytes_of(form) + self.stretch * self.geometry.expert_bytes) / (
+            self.hardware.memory_gb_per_s * 1e9
+        )
+        return seconds + decode + self.stretch * self.hardware.launch_s
 
     def experts_s(self, amounts: list[int]) -> float:
         """Several experts one after the other, each on its amount of tokens."""

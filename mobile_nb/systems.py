@@ -6,6 +6,7 @@
     little          K/2              always      -                         wait              LRU              no
     mobile          K/2 or K         p(best) ≥ γ evicted router            wait              LRU              no
     speculative     K/2 drafts, K    verified    evicted routers           wait              LRU              yes
+    moe_speq        K                verified    drafts' routers           low bits, drafts  LRU              yes
     next_gate       K                -           next gate                 wait              LRU              yes
     moe_infinity    K                -           request matrix            wait              request matrix   yes
     finemoe         K                -           iteration maps            wait              map × frequency  yes
@@ -16,6 +17,9 @@
     buddymoe        K                -           -                         buddy, gated      LRU              no
     smoe            K                -           next gate's top scores    near score        mean score       no
     anybody, drop   K                -           -                         random, nobody    LRU              no
+    quantized       K                -           -                         wait, fewer bits  LRU              no
+    mc              by weight        -           -                         wait, their bits  LRU              no
+    hobbit          K                -           next gate, two forms      low bits, nobody  LRU, LFU, LHU    no
 
 Every function takes `slots=` or `budget_gb=` (and any other field of `MobileConfig`) beside its own parameters. What a
 system learned beforehand comes first, made from a trace or measured on the model.
@@ -27,6 +31,7 @@ from collections.abc import Sequence
 
 from . import policies as p
 from .policies import Always, EvictedRouter, Fraction, MaxProbability, NextGate, PredictedReuse, TopK
+from .policies.codec import Codec, Form
 from .runtime.config import MobileConfig
 
 
@@ -59,18 +64,19 @@ def little(fraction: float = 0.5, **fields) -> MobileConfig:
     return MobileConfig(**({"count": Fraction(fraction, prompt=fraction), "keep": Always()} | fields))
 
 
-def speculative(
-    length: int = 4, fraction: float = 0.5, *, gamma: float = 0.0, window: int | None = None, **fields
-) -> MobileConfig:
-    """Speculative decoding with MoBiLE's little model as the draft: exact. The little model drafts, the big one reads
-    all drafts in one pass, prefetched by the routers of the drafts, and what it would have written itself stays.
+def speculative(length: int = 4, fraction: float = 0.5, *, gamma: float = 0.0, **fields) -> MobileConfig:
+    """MoBiLE's exact sibling: the little model drafts `length` tokens, and the big one reads all of them in one pass,
+    prefetched by their routers. See `policies.Verified` for length and gamma, `Fraction` for the share of K."""
+    chosen = {"count": Fraction(fraction), "keep": p.Verified(length, gamma), "prefetch": EvictedRouter()}
+    return MobileConfig(**(chosen | fields))
 
-    Args:
-        length, gamma, window: of the drafts, see `Verified`.
-        fraction: share of the router's K experts in the little model.
-    """
-    keep = p.Verified(length, gamma, window)
-    return MobileConfig(**({"count": Fraction(fraction), "keep": keep, "prefetch": EvictedRouter()} | fields))
+
+def moe_speq(length: int = 4, *, low: Form | None = None, low_slots: int = 1 << 15, **fields) -> MobileConfig:
+    """MoE-SpeQ (arXiv 2511.14102): a copy in four bits (`low`) drafts `length` tokens, all of it on the device unless
+    `low_slots` says otherwise; the full model verifies."""
+    codec = p.Mixed(low=p.Int4() if low is None else low, low_slots=low_slots)
+    chosen = {"keep": p.Verified(length), "prefetch": p.DraftRouter(), "miss": p.AllLow(), "codec": codec}
+    return MobileConfig(**(chosen | fields))
 
 
 # -- exact: other prefetches and evictions ---------------------------------------------------------------------------
@@ -124,8 +130,8 @@ def expertflow(by: p.Successors, *, start: int = 2, most: int = 8, **fields) -> 
 
 
 def adapmoe(sensitivity: Sequence[float], threshold: float, *, ahead: int = 3, **fields) -> MobileConfig:
-    """AdapMoE (arXiv 2408.10284): fewer experts where little depends on them. Its cache sizes for each layer are left
-    out: all layers here have the same slots.
+    """AdapMoE (arXiv 2408.10284): fewer experts where little depends on them. Its cache sizes for each layer are those
+    of `slots=`, a number for each, such as `analysis.curves.slots_by_layer` finds.
 
     Args:
         sensitivity, threshold: of each layer, and T, see `Sensitivity`.   ahead: see `NearestAbsent`.
@@ -167,6 +173,46 @@ def smoe(a: float = 0.25, *, tokens: int = 16, **fields) -> MobileConfig:
     return MobileConfig(**(chosen | fields))
 
 
+def quantized(codec: Codec, **fields) -> MobileConfig:
+    """On-demand loading of quantised experts, as mixtral-offloading (arXiv 2312.17238) and others do: fewer bytes a
+    fetch, and more slots in the same memory. Theirs are calibrated (HQQ); these are rounded to the nearest.
+
+    Args:
+        codec: such as `policies.Int4()`.
+    """
+    return MobileConfig(**({"codec": codec} | fields))
+
+
+def mc(codec: p.PerExpert, *, least: float = 0.3, **fields) -> MobileConfig:
+    """MC, "Mixture Compressor" (arXiv 2410.06270): more bits for experts that matter more, and experts of small weight
+    left out. Its bits are 1 to 3 a weight, calibrated (GPTQ); ours are 8, 4 and 2, rounded to the nearest.
+
+    Args:
+        codec: such as `policies.PerExpert.from_trace` makes.   least: see `WeightRatio`.
+    """
+    return MobileConfig(**({"count": p.WeightRatio(least), "codec": codec} | fields))
+
+
+def hobbit(
+    t1: float = 0.6, t2: float = 0.9, *, low: Form | None = None, low_slots: int = 4, ahead: int = 1, **fields
+) -> MobileConfig:
+    """HOBBIT (arXiv 2411.01433): absent experts that weigh little come in few bits, or not at all.
+
+    Args:
+        t1, t2: see `LowBits`.   low: the second form; None for four bits.
+        low_slots: slots of it in each layer; `budget_gb` is for those of both forms together.
+        ahead: layers that the prefetch looks ahead. The paper stacks several gates [inference: one].
+    """
+    miss = p.LowBits(t1, t2)
+    chosen = {
+        "prefetch": p.InForm(NextGate(ahead), miss),
+        "miss": miss,
+        "evict": p.Weighted(0.2, 0.2, 0.8),  # a miss in the first form costs four times one in the second
+        "codec": p.Mixed(low=p.Int4() if low is None else low, low_slots=low_slots),
+    }
+    return MobileConfig(**(chosen | fields))
+
+
 def anybody(seed: int = 0, **fields) -> MobileConfig:
     """BuddyMoE's baseline "Random": any resident runs in an absent expert's place."""
     return MobileConfig(**({"miss": p.Anybody(seed)} | fields))
@@ -186,12 +232,16 @@ __all__ = [
     "early_routing",
     "expertflow",
     "finemoe",
+    "hobbit",
     "lexi",
     "little",
+    "mc",
     "mobile",
     "moe_infinity",
+    "moe_speq",
     "next_gate",
     "on_demand",
+    "quantized",
     "smoe",
     "speculative",
 ]

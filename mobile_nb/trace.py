@@ -18,6 +18,7 @@ from .vocabulary import MobileError
 
 VERSION = 1
 COPY_COLUMNS = {"kind": "string", "layer": "int16", "expert": "int16", "slot": "int16", "evicted": "int16"}
+COPY_COLUMNS |= {"begin": "float64", "end": "float64", "form": "int16"}
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Copy:
     evicted: int
     begin: float
     end: float
+    form: int = 0  # of the codec's
 
 
 @dataclass(slots=True)
@@ -108,7 +110,6 @@ class Trace:
         import pyarrow.parquet as pq
 
         p = self.passes
-        times = pa.list_(pa.float64())
         columns = {
             "request": pa.array([x.request for x in p], pa.int32()),
             "step": pa.array([x.step for x in p], pa.int32()),
@@ -129,8 +130,6 @@ class Trace:
         for name, kind in COPY_COLUMNS.items():
             kind = pa.list_(pa.type_for_alias(kind))
             columns[f"copy_{name}"] = pa.array([[getattr(c, name) for c in x.copies] for x in p], kind)
-        columns["copy_begin"] = pa.array([[c.begin for c in x.copies] for x in p], times)
-        columns["copy_end"] = pa.array([[c.end for c in x.copies] for x in p], times)
         about = {"mobile_nb_trace": VERSION, "conditions": self.conditions}
         table = pa.table(columns).replace_schema_metadata({"mobile_nb": json.dumps(about)})
         with written_whole(path) as temporary:
@@ -185,10 +184,11 @@ class Trace:
 
     def _passes(self) -> list[dict]:
         plain = ("request", "step", "mode", "token_id", "confidence", "gamma", "begin", "end")
-        size = self.conditions.get("expert_bytes", 0)
+        sizes = self.conditions.get("form_bytes") or [self.conditions.get("expert_bytes", 0)]
         return [
             {name: getattr(p, name) for name in plain}
-            | {"tokens": p.ids.shape[1], "seconds": p.end - p.begin, "bytes_moved": len(p.copies) * size}
+            | {"tokens": p.ids.shape[1], "seconds": p.end - p.begin}
+            | {"bytes_moved": sum(sizes[c.form] for c in p.copies)}
             | {name: int(getattr(p, name).sum()) for name in ("requests", "hits", "late", "misses")}
             for p in self.passes
         ]
@@ -234,7 +234,7 @@ class Trace:
 
 def _pass(row: dict) -> Pass:
     shape = tuple(row.pop("shape"))
-    names = [*COPY_COLUMNS, "begin", "end"]
+    names = [name for name in COPY_COLUMNS if f"copy_{name}" in row]  # older traces know no forms
     copies = [
         Copy(**dict(zip(names, c, strict=True))) for c in zip(*(row.pop(f"copy_{n}") for n in names), strict=True)
     ]

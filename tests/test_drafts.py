@@ -1,4 +1,4 @@
-"""Speculative decoding: drafts of the little model, read by the big one several at a time, change time and never text."""
+"""Speculative decoding: drafts that the big model reads several at a time change the time, and never the text."""
 
 import itertools
 from functools import cache
@@ -28,12 +28,15 @@ from mobile_nb import MobileConfig, Trace, offload, replay, systems
 from mobile_nb.analysis import metrics
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import (
+    AllLow,
     Anybody,
     DraftRouter,
     Drop,
     EvictedRouter,
     Fraction,
+    Int4,
     MaxProbability,
+    Mixed,
     NextRanked,
     Nothing,
     PreviousToken,
@@ -73,7 +76,7 @@ def test_the_text_is_that_of_the_full_model(name):
         check_conservation(engine, slots)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     length=st.integers(0, 9),
     slots=st.integers(1, 8),
@@ -82,11 +85,20 @@ def test_the_text_is_that_of_the_full_model(name):
     window=st.sampled_from([None, 1, 3]),
     prefetch=st.sampled_from([Nothing(), EvictedRouter(), EvictedRouter(experts=2), DraftRouter(), PreviousToken()]),
     draft=st.sampled_from(
-        [{}, {"fraction": 0.25}, {"miss": Drop()}, {"miss": NextRanked(), "count": TopK()}, {"miss": Anybody()}]
+        [
+            {},
+            {"fraction": 0.25},
+            {"miss": Drop()},
+            {"miss": NextRanked(), "count": TopK()},
+            {"miss": Anybody()},
+            {"miss": AllLow(), "count": TopK(), "codec": Mixed(low=Int4(8), low_slots=8)},
+        ]
     ),
 )
 def test_no_length_slots_or_way_of_drafting_changes_the_text(length, slots, n, gamma, window, prefetch, draft):
-    config = systems.speculative(length, gamma=gamma, window=window, slots=slots, prefetch=prefetch, **draft)
+    config = systems.speculative(
+        length, prefetch=prefetch, **({"keep": Verified(length, gamma, window), "slots": slots} | draft)
+    )
     assert config.lossless
     engine, texts = write(config, n=n, seeds=(0, 1))
     assert [text.token_ids for text in texts] == [full()[:n], full(seed=1)[:n]]
@@ -99,7 +111,7 @@ def test_no_length_slots_or_way_of_drafting_changes_the_text(length, slots, n, g
     assert frame.seconds.tolist() == pytest.approx([step.seconds for step in steps])
     assert sum(step.seconds for step in steps) == pytest.approx(moments[-1])
     assert sum(step.bytes_moved for step in steps) == engine.report().gb_moved.sum() * 1e9
-    if config.miss.lossless:
+    if config.miss.lossless and config.codec.lossless:
         assert replay(engine.trace, config).trace.passes == engine.trace.passes
 
 
@@ -107,7 +119,7 @@ def test_no_length_slots_or_way_of_drafting_changes_the_text(length, slots, n, g
     "named", [SAMPLED, SAMPLED | {"repetition_penalty": 1.8, "top_k": 5}, {"no_repeat_ngram_size": 1}]
 )
 def test_sampled_and_processed_text_is_that_of_plain_generate(named):
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         wanted = plain(model("qwen2_moe"), prompt(7), NEW, **named)
         torch.manual_seed(seed)
@@ -115,14 +127,30 @@ def test_sampled_and_processed_text_is_that_of_plain_generate(named):
         assert out.token_ids == wanted
 
 
-def test_own_processors_scores_and_logits_are_those_of_plain_generate():
-    named = {"logits_processor": LogitsProcessorList([OnlyOdd()]), "output_scores": True, "output_logits": True}
+def test_processors_scores_and_logits_are_those_of_plain_decoding():
+    named = {"repetition_penalty": 1.9, "output_scores": True, "output_logits": True}
     _, (one,) = write(systems.on_demand(slots=4), **named)
     _, (two,) = write(systems.speculative(3, slots=4), **named)
-    assert one.token_ids == two.token_ids and {"little", "big"} <= {step.wrote for step in two.steps}
+    assert one.token_ids == two.token_ids != full()
     assert gap(torch.cat(one.logits), torch.cat(two.logits)) < 1e-5
-    allowed = torch.cat(one.scores) > -1e30
-    assert gap(torch.cat(one.scores)[allowed], torch.cat(two.scores)[allowed]) < 1e-5
+    assert gap(torch.cat(one.scores), torch.cat(two.scores)) < 1e-5
+    odd = {"logits_processor": LogitsProcessorList([OnlyOdd()])}
+    assert write(systems.speculative(3, slots=4), **odd)[1][0].token_ids == plain(
+        model("qwen2_moe"), prompt(7), NEW, **odd
+    )
+
+
+def test_a_coarse_copy_drafts_without_a_byte_over_the_link():
+    """MoE-SpeQ: every low form has a slot, so that what travels while it drafts is prefetched for the big pass."""
+    engine, (out,) = write(systems.moe_speq(3, low=Int4(8), slots=4))
+    assert out.token_ids == full() and "little" in {step.wrote for step in out.steps}
+    copies = [copy for p in engine.trace.passes for copy in p.copies]
+    assert {copy.form for copy in copies} == {0}
+    drafting = [copy for p in engine.trace.passes if p.mode == "little" for copy in p.copies]
+    assert drafting and {copy.kind for copy in drafting} == {"prefetch"}
+    assert systems.moe_speq().lossless and not systems.moe_speq(keep=MaxProbability()).lossless
+    with refused("what", "changes", "run it live"):
+        replay(engine.trace, engine.config)
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------
@@ -212,7 +240,7 @@ def test_a_window_drafts_less_where_little_is_accepted():
         1,
     ]
     one, _ = write(systems.speculative(8, slots=4))
-    two, _ = write(systems.speculative(8, window=2, slots=4))
+    two, _ = write(systems.speculative(keep=governed, slots=4))
     assert len(two.trace.passes) < len(one.trace.passes)
 
 
@@ -301,9 +329,11 @@ def test_drafts_are_taken_back_also_past_a_sliding_window(name, changes, length)
 
 
 def test_linear_attention_and_static_caches_are_refused():
-    with offload(random_model("qwen3_next"), systems.speculative(slots=4)) as engine:
-        with refused("KV cache", "several at a time", "systems.mobile()"):
-            engine.generate(prompt(), max_new_tokens=4, **GREEDY)
+    with (
+        offload(random_model("qwen3_next"), systems.speculative(slots=4)) as engine,
+        refused("KV cache", "several at a time", "systems.mobile()"),
+    ):
+        engine.generate(prompt(), max_new_tokens=4, **GREEDY)
     for named, word in (({"cache_implementation": "static"}, "StaticCache"), ({"use_cache": False}, "use_cache")):
         with refused("KV cache", word):
             write(systems.speculative(2, slots=4), **named)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..memory.scheduler import COUNTERS
-from ..policies import LRU, Nothing
+from ..policies import LRU, Nothing, PerLayer
 from ..policies.evict import Evict
 from ..runtime.config import MobileConfig
 from ..runtime.layout import costed, layout
@@ -58,6 +58,27 @@ def hit_curve(trace: Trace, evict: Evict | None = None, slots=None, *, config: M
     return pd.DataFrame({"slots": sizes, "hit_rate": [rates[size] for size in sizes], "evict": type(evict).__name__})
 
 
+def slots_by_layer(trace: Trace, total: int, *, config: MobileConfig | None = None) -> list[int]:
+    """Slots of each layer that sum to `total` and load least, for `MobileConfig.slots`: AdapMoE (arXiv 2408.10284).
+
+    The paper estimates loads from hit probabilities; here every layer's LRU is replayed on the trace at every size, so
+    the sizes are the best for that text. They are found by dynamic programming.
+
+    Args:
+        total: slots of all layers together, from L to L times E.   config: as in `hit_curve`.
+    """
+    from ..memory.compiled import play
+
+    tape = Tape(trace)
+    config = replace(MobileConfig() if config is None else config, prefetch=Nothing())
+    script = costed(layout(tape, tape.select(config), config), None)
+    loads = [
+        play(script, tape.layers, tape.experts, size, 1.0, 0).counts[:, COUNTERS.index("misses")].sum(axis=0)
+        for size in range(1, tape.experts + 1)
+    ]
+    return list(PerLayer.least_loss(np.stack(loads, axis=1), total).runs)
+
+
 def _played(tape: Tape, laid: dict, slots: int, leaves: int) -> float:
     """Hit rate of one size: nothing is prefetched, so time decides nothing."""
     from ..memory.compiled import play
@@ -67,4 +88,4 @@ def _played(tape: Tape, laid: dict, slots: int, leaves: int) -> float:
     return float(hits / max(1, requests))
 
 
-__all__ = ["hit_curve"]
+__all__ = ["hit_curve", "slots_by_layer"]

@@ -23,7 +23,7 @@ class SimulatedLink:
     Args:
         clock: the virtual clock they share.
         layers, slots: L and S.
-        fetch_s: seconds of one expert's transfer, float array [C].
+        fetch_s: seconds of one expert's transfer, float array [C], or [C, S] by the slot that it goes to.
         mover: called at every copy of a live run, so that slots hold real weights.
     """
 
@@ -31,8 +31,9 @@ class SimulatedLink:
 
     def __init__(self, clock: VirtualClock, layers: int, slots: int, fetch_s: np.ndarray, mover: Mover | None = None):
         self.clock, self.mover = clock, mover
-        self.fetch_s = np.atleast_1d(np.asarray(fetch_s, dtype=float))
-        count = len(self.fetch_s)
+        fetch_s = np.atleast_1d(np.asarray(fetch_s, dtype=float))
+        count = len(fetch_s)
+        self.fetch_s = np.broadcast_to(fetch_s.reshape(count, -1), (count, slots))  # [C, S]
         self.free = np.zeros(count)  # [C] when the link has done what it was given
         self.busy = np.zeros(count)  # [C] when the compute unit has done what it was given
         self.ready = np.zeros((count, layers, slots))  # [C, L, S] when the slot's content is there
@@ -46,9 +47,9 @@ class SimulatedLink:
     def fetch(self, rows, layer: int, experts, slots, since) -> tuple[np.ndarray, np.ndarray]:
         """Starts one copy in each row. Returns when each begins and ends, seconds [R]."""
         begin = np.maximum(np.maximum(self.free[rows], since), self.released[rows, layer, slots])
-        end = begin + self.fetch_s[rows]
+        end = begin + self.fetch_s[rows, slots]
         self.free[rows] = self.ready[rows, layer, slots] = end
-        self.copying_s[rows] += self.fetch_s[rows]
+        self.copying_s[rows] += self.fetch_s[rows, slots]
         if self.mover is not None:
             self.mover(layer, int(experts[0]), int(slots[0]))
         return begin, end

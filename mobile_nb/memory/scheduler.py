@@ -44,12 +44,14 @@ class Scheduler:
     Attributes:
         counts: for each name in COUNTERS an int array [C, L]. hits + misses = requests; `late` are the hits whose
             copy was still under way; `used` and `wasted` are prefetches that were asked for, or evicted before that.
+        fetches: [C, L, F] copies that were started, by form. Where there are several, ids are entries, see `Cache`.
     """
 
     def __init__(self, cache: Cache, link, *, record: bool = True):
         self.cache, self.link, self.record = cache, link, record
         count = len(cache.slots)
         self.counts = {name: np.zeros((count, cache.layers), dtype=np.int64) for name in COUNTERS}
+        self.fetches = np.zeros_like(cache.sizes)
         self._all = np.arange(count)
         self._queue: list[_Queued] = []
         self._copies: list[Copy] = []
@@ -77,7 +79,7 @@ class Scheduler:
         if instead:
             self.pump()
             self._queue.clear()
-        for layer, expert in pairs_of(wanted, cache.layers, cache.experts):
+        for layer, expert in pairs_of(wanted, cache.layers, cache.entries):
             if layer == self._serving:
                 continue
             slot = cache.slot_of[:, layer, expert]
@@ -142,11 +144,11 @@ class Scheduler:
             rows = self._all[asked[:, j] & ~resident[:, j]]
             if not rows.size:
                 continue
-            short = rows[(barred[rows] | cache._unusable[rows]).all(axis=1)]
+            experts = ids[rows, j]
+            short = rows[(barred[rows] | cache.closed(rows, layer, experts)).all(axis=1)]
             if short.size:
                 yield from self._compute(short, layer, ids, slot, ready, seconds, waiting, hand)
                 barred[short] = False
-            experts = ids[rows, j]
             _, slots = self._copy(rows, layer, experts, barred[rows], link.clock.now, demand=True)
             slot[rows, j] = slots
             ready[rows, j] = link.ready[rows, layer, slots]
@@ -177,18 +179,21 @@ class Scheduler:
         """Gives each row's expert a slot not barred [R, S] and starts its copy. Returns the rows and slots taken."""
         if not rows.size:
             return rows, rows
-        slots = self.cache.victim(rows, layer, barred)
+        slots = self.cache.victim(rows, layer, experts, barred)
         room = slots >= 0
         rows, experts, slots = rows[room], experts[room], slots[room]
         if not rows.size:
             return rows, slots
         unused = self.cache.fresh[rows, layer, slots]
         self.counts["wasted"][rows[unused], layer] += 1
+        self.fetches[rows, layer, experts // self.cache.experts] += 1
         begin, end = self.link.fetch(rows, layer, experts, slots, since[rows])
         left = self.cache.put(rows, layer, experts, slots, prefetch=not demand)
         if self.record:
             kind = "demand" if demand else "prefetch"
-            copy = Copy(kind, layer, int(experts[0]), int(slots[0]), int(left[0]), float(begin[0]), float(end[0]))
+            form, expert = divmod(int(experts[0]), self.cache.experts)
+            gone = int(left[0]) % self.cache.experts if left[0] >= 0 else -1
+            copy = Copy(kind, layer, expert, int(slots[0]), gone, float(begin[0]), float(end[0]), form)
             self._copies.append(copy)
             self.link.remember(copy)
         return rows, slots

@@ -13,11 +13,11 @@ A policy is a pure decision on ids and scores: it sees no tensor, no stream and 
 the user as one sentence that names it.
 """
 
-from .codec import Full
-from .count import Fraction, PerLayer, Sensitivity, TopK
+from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
+from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
 from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback, Verified
-from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
+from .miss import AllLow, Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
@@ -25,6 +25,7 @@ from .prefetch import (
     Cumulative,
     DraftRouter,
     EvictedRouter,
+    InForm,
     NearestAbsent,
     NextGate,
     Nothing,
@@ -38,6 +39,7 @@ __all__ = [
     "LFU",
     "LRU",
     "AdaptiveDepth",
+    "AllLow",
     "Always",
     "Anybody",
     "Belady",
@@ -53,10 +55,16 @@ __all__ = [
     "Foretold",
     "Fraction",
     "Full",
+    "InForm",
+    "Int2",
+    "Int4",
+    "Int8",
     "Maps",
     "Margin",
     "MaxProbability",
+    "LowBits",
     "MeanScore",
+    "Mixed",
     "NearScore",
     "NearestAbsent",
     "Never",
@@ -64,6 +72,7 @@ __all__ = [
     "NextRanked",
     "Nothing",
     "Oracle",
+    "PerExpert",
     "PerLayer",
     "PredictedReuse",
     "PreviousToken",
@@ -78,5 +87,6 @@ __all__ = [
     "TwoLevel",
     "Verified",
     "Wait",
+    "WeightRatio",
     "Weighted",
 ]

@@ -173,8 +173,35 @@ class Sensitivity:
         return k, None
 
 
+@dataclass(frozen=True)
+class WeightRatio:
+    """MC's online pruning (arXiv 2410.06270): an expert of small weight beside the best one is left out.
+
+    Published for two experts, the second of which is left out below a share of the first's weight that is measured on
+    a calibration text, and never for tokens that attention marks as important. We take all experts of at least this
+    share of the best weight, and know no important tokens [inference]. Prompts run all of them [inference].
+
+    Attributes:
+        least: share of the best weight that an expert needs.
+    """
+
+    least: float = 0.3
+
+    two_passes = False
+    lossless = False
+    by_token = True
+
+    def __post_init__(self):
+        number("WeightRatio.least", self.least, low=0, high=1, hint="a share of the best expert's weight")
+
+    def run(self, mode: str, layer: int, k: int, weights: Sequence[float] | None = None) -> tuple[int, int | None]:
+        if weights is None:
+            return k, None
+        return max(1, sum(weight >= self.least * weights[0] for weight in weights)), None
+
+
 def _part(share: float, k: int) -> int:
     return max(1, int(share * k + 0.5))
 
 
-__all__ = ["Count", "Fraction", "PerLayer", "Sensitivity", "TopK"]
+__all__ = ["Count", "Fraction", "PerLayer", "Sensitivity", "TopK", "WeightRatio"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from .. import html
 from ..costs import Costs
 from ..hardware import Geometry
 from ..policies import LRU, Always, Full, Nothing, TopK, Wait
+from ..policies.codec import Codec
 from ..policies.count import Count
 from ..policies.evict import Evict
 from ..policies.keep import Keep
@@ -21,7 +23,7 @@ QUESTIONS = {
     "prefetch": "wanted",
     "miss": "serve",
     "evict": "score",
-    "codec": "lossless",
+    "codec": "pools",
 }
 
 
@@ -31,8 +33,10 @@ class MobileConfig:
 
     Attributes:
         count, keep, prefetch, miss, evict, codec: see `mobile_nb.policies`.
-        slots: device slots of each MoE layer, at least 1; more than the layer has experts means all of them.
-        budget_gb: device memory for experts in GB (1e9 bytes), from which slots follow. Neither: what fits.
+        slots: device slots of each MoE layer, at least 1, or a number for each; more than the layer has experts means
+            all of them. A codec with several forms says what it makes of them.
+        budget_gb: device memory for slots in GB (1e9 bytes), from which their number follows; slots hold experts in the
+            codec's form. Neither: what fits. An encoded form also takes the memory of K decoded experts, once.
 
     Raises:
         TypeError, ValueError: a value that cannot be; the sentence says what was given and what is expected.
@@ -43,8 +47,8 @@ class MobileConfig:
     prefetch: Prefetch = field(default_factory=Nothing)
     miss: Miss = field(default_factory=Wait)
     evict: Evict = field(default_factory=LRU)
-    codec: Full = field(default_factory=Full)
-    slots: int | None = None
+    codec: Codec = field(default_factory=Full)
+    slots: int | Sequence[int] | None = None
     budget_gb: float | None = None
 
     def __post_init__(self):
@@ -57,8 +61,12 @@ class MobileConfig:
                 )
         if self.slots is not None and self.budget_gb is not None:
             raise ValueError("give slots or budget_gb, not both: one follows from the other.")
-        if self.slots is not None:
-            whole("slots", self.slots, hint="device slots of each MoE layer")
+        if isinstance(self.slots, Sequence) and not isinstance(self.slots, str):
+            each = [whole("each of slots", n, hint="device slots of a MoE layer") for n in self.slots]
+            object.__setattr__(self, "slots", tuple(each))
+        elif self.slots is not None:
+            slots = whole("slots", self.slots, hint="device slots of each MoE layer")
+            object.__setattr__(self, "slots", slots)
         if self.budget_gb is not None:
             number("budget_gb", self.budget_gb, low=0, hint="device memory for experts")
 
@@ -84,39 +92,61 @@ class MobileConfig:
     def lossless(self) -> bool:
         """Whether the text is exactly that of the full model."""
         if self.drafts:
-            return bool(getattr(self.count, "full_big", False)) and self.codec.lossless
+            first = self.codec.own is None and self.codec.forms[0].lossless  # coarser forms are for drafts
+            return bool(getattr(self.count, "full_big", False)) and first
         count = getattr(self.count, "lossless", False)
         return count and self.miss.lossless and self.codec.lossless
 
 
-def choose_slots(config: MobileConfig, geometry: Geometry, experts: int, free_gb: float) -> tuple[int, str]:
-    """Slots per layer, and the sentence that says where the number comes from.
+def choose_slots(
+    config: MobileConfig, geometry: Geometry, experts: int, free_gb: float, coded: Sequence[float | None] = (None,)
+) -> tuple[int | tuple[int, ...], str]:
+    """Slots per layer, as the configuration would say them, and the sentence that says where the number comes from.
 
     Args:
         geometry: what the model weighs, or is timed as.   experts: E of the model.   free_gb: device memory for them.
+        coded: bytes a weight of each form, as in `Costs`.
 
     Raises:
         MobileError: there is not even room for one slot a layer; the sentence names the smallest budget.
     """
-    slot_gb = geometry.moe_layers * geometry.expert_bytes / 1e9
+    if isinstance(config.slots, tuple):
+        slots = tuple(min(n, experts) for n in config.slots)
+        return slots, f"{min(slots)} to {max(slots)} of {experts} experts a layer, as asked for"
+    sizes = [geometry.expert_bytes if each is None else round(geometry.expert_params * each) for each in coded]
+
+    def gb(slots: int) -> float:
+        return (
+            sum(min(n, experts) * size for n, size in zip(config.codec.pools(slots), sizes, strict=True))
+            * geometry.moe_layers
+            / 1e9
+        )
+
     if config.slots is not None:
         slots, why = config.slots, "as asked for"
     else:
         given = config.budget_gb is not None
         budget = config.budget_gb if given else free_gb
-        slots = int(budget / slot_gb * (1 + 1e-9))  # a budget of exactly n slots holds n
+        fit = [n for n in range(1, experts + 1) if gb(n) <= budget * (1 + 1e-9)]  # a budget of exactly n slots holds n
         why = f"from a budget of {budget:.3g} GB" if given else f"what fits the {budget:.3g} GB left on the device"
-        if slots < 1:
+        if not fit:
             raise MobileError(
                 f"{budget:.3g} GB cannot hold one expert slot in each of the {geometry.moe_layers} MoE layers of "
-                f"{geometry.name}; the smallest budget is {slot_gb * 1.0006:.4g} GB."
+                f"{geometry.name}; the smallest budget is {gb(1) * 1.0006:.4g} GB."
             )
-    return min(slots, experts), f"{min(slots, experts)} of {experts} experts a layer, {why}"
+        slots = fit[-1]
+    slots = min(slots, experts)
+    pools = [min(n, experts) for n in config.codec.pools(slots)]
+    if len(pools) == 1:
+        form = "" if coded[0] is None else f" in {config.codec!r}"
+        return slots, f"{slots} of {experts} experts a layer{form}, {why}"
+    each = " and ".join(f"{n} in {form!r}" for n, form in zip(pools, config.codec.forms, strict=True))
+    return slots, f"slots a layer for {each}, of {experts} experts, {why}"
 
 
-def conditions(config: MobileConfig, costs: Costs, slots: int, chosen: str) -> dict:
+def conditions(config: MobileConfig, costs: Costs, slots: int | Sequence[int], chosen: str) -> dict:
     """What every number of a simulated trace depends on, beside the model."""
-    return {
+    about = {
         "time": f"simulated on {costs.hardware.name}, timed as {costs.geometry.name}",
         "measured": False,
         "hardware": costs.hardware.name,
@@ -125,11 +155,15 @@ def conditions(config: MobileConfig, costs: Costs, slots: int, chosen: str) -> d
         "questions": {question: repr(getattr(config, question)) for question in QUESTIONS},
         "hardware_rates": asdict(costs.hardware),
         "geometry_sizes": asdict(costs.geometry),
-        "slots": slots,
+        "slots": list(slots) if isinstance(slots, tuple) else slots,
         "slots_chosen": chosen,
         "drafts": config.drafts,
         "expert_bytes": costs.expert_bytes,
     }
+    if costs.coded != (None,):
+        about["form_bytes"] = [costs.bytes_of(form) for form in range(len(costs.coded))]
+        about["pools"] = list(config.codec.pools(slots)) if isinstance(slots, int) else None
+    return about
 
 
 def found(kind: type, given, by_name):

@@ -166,7 +166,7 @@ class Engine:
             wrote=w.mode,
             confidence=w.confidence,
             seconds=seconds,
-            bytes_moved=sum(len(p.copies) for p in w.passes) * self._server.costs.expert_bytes,
+            bytes_moved=sum(self._server.costs.bytes_of(copy.form) for p in w.passes for copy in p.copies),
             hits=int(sum(p.hits.sum() for p in w.passes)),
             misses=int(sum(p.misses.sum() for p in w.passes)),
             fell_back=len(w.passes) > 1,

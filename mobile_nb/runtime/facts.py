@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # replays ask policies too, and need no torch
 
     from ..memory.scheduler import Scheduler
     from ..model.adapters import MoELayer
+    from .forms import Forms
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Facts:
 
     Attributes:
         scheduler: where policies may look at the device; None where nothing is played yet.
+        forms: where experts come in several, how they are told apart.
         the others: see `policies.view.View`.
     """
 
@@ -80,6 +82,7 @@ class Facts:
     drafted: list[list[int]] | None = None
     text: Text = field(default_factory=Text)
     scheduler: Scheduler | None = None
+    forms: Forms | None = None
 
     @property
     def previous(self) -> list[list[int]] | None:
@@ -163,6 +166,8 @@ def consult(config, at: int, view: Facts, scheduler: Scheduler) -> None:
             )
         scheduler.cache.expected = expected
     wanted, instead = ask(config.prefetch, "wanted", at, view), revises(config)
+    if wanted and view.forms is not None and view.forms.several:
+        wanted = view.forms.wanted(wanted, scheduler.cache)
     if wanted or instead:
         scheduler.want(wanted, instead=instead)
 

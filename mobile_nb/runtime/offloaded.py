@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..clock import VirtualClock
 from ..costs import Costs
 from ..hardware import Geometry, Hardware
+from ..memory.codecs import coded
 from ..memory.disk import HostCache
 from ..memory.link import SimulatedLink
+from ..memory.store import Layout
 from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
+from ..policies import Full
 from ..trace import Trace
 from ..vocabulary import MobileError, number
 from .config import MobileConfig, choose_slots, conditions, found
+from .forms import Forms
 from .serve import Server
 
 _FILES = {"time": "measured, experts read from their files", "hardware": "this machine", "hardware_rates": None}
@@ -33,8 +38,8 @@ class Offloaded:
         self.files = any(getattr(layer.experts, "on_disk", None) is not None for layer in self.layers)
         if self.files and self.device.type == "cuda":
             raise MobileError("experts are read from disk into host memory only: load the model with device='cpu'.")
-        own = geometry_of(model, self.layers)
-        self.geometry = own if geometry is None else found(Geometry, geometry, Geometry.of)
+        own, self.own = geometry_of(model, self.layers), geometry is None
+        self.geometry = own if self.own else found(Geometry, geometry, Geometry.of)
         self.host_cache = None if host_gb is None else HostCache(number("host_gb", host_gb, low=0))
         self._training = [(module, module.training) for module in model.modules()]
 
@@ -83,31 +88,47 @@ class Offloaded:
         hardware = (
             Hardware.measure(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
         )
-        layers, costs = len(self.layers), Costs(hardware, self.geometry, len(self.layers))
+        layers, sizes = len(self.layers), self._coded(config)
+        costs = Costs(hardware, self.geometry, layers, sizes)
         if cuda and not simulate:
             taken = 0 if self.server is None else self.server.slot_bytes
             free_gb = 0.9 * (torch.cuda.mem_get_info(self.device)[0] + taken) / 1e9
         else:
             free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
-        slots, chosen = choose_slots(config, self.geometry, self.layers[0].num_experts, free_gb)
+        experts = self.layers[0].num_experts
+        slots, chosen = choose_slots(config, self.geometry, experts, free_gb, sizes)
+        pools = Forms(config.codec, layers, experts).sizes(slots).max(axis=0)  # [F]
+        most = int(pools.sum())
 
         def make_link(mover):
             if simulate:
-                return SimulatedLink(VirtualClock(), layers, slots, costs.fetch_s, mover)
+                fetch_s = np.repeat([costs.fetch_of(form) for form in range(len(sizes))], pools)[None]
+                return SimulatedLink(VirtualClock(), layers, most, fetch_s, mover)
             if self.files:
-                return ThreadLink(layers, slots, mover)
+                return ThreadLink(layers, most, mover)
             from ..memory.cuda import CudaLink
 
-            return CudaLink(layers, slots, mover, self.device)
+            return CudaLink(layers, most, mover, self.device)
 
         server = Server(self.layers, config, slots, costs, self.device, make_link)
+        server.chosen = slots
         server.host_cache = self.host_cache
         return server, chosen
+
+    def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:
+        """Bytes a weight of each form: as blocks really are, or as the form says where another model is timed."""
+        if self.files and not isinstance(config.codec, Full):
+            raise MobileError(
+                f"experts that stay on disk travel as they lie there: codec must be Full(), got {config.codec!r}."
+            )
+        if self.own:
+            return coded(config.codec, Layout.of(self.layers[0].experts, self.layers[0].num_experts))
+        return tuple(form.bytes_per_weight for form in config.codec.forms)
 
     def _conditions(self, server: Server, chosen: str) -> dict:
         """What every number of the trace depends on."""
         layer, measured = self.layers[0], server.link.clock.measured
-        about = conditions(server.config, server.costs, server.slots, chosen) | {
+        about = conditions(server.config, server.costs, server.chosen, chosen) | {
             "model": type(self.model).__name__,
             "layers": len(self.layers),
             "experts": layer.num_experts,

@@ -13,13 +13,17 @@ from pathlib import Path
 import torch
 
 from ..hardware import Geometry, Hardware
+from ..memory.codecs import coded
 from ..memory.host import host_gb
 from ..model.context import cache_bytes, longest
 from ..model.find import folder_of, why
 from ..model.load import OtherLoader, as_dtype, config_of, unpacking
 from ..model.skeleton import expert_layouts, skeleton
+from ..policies import Full
+from ..policies.codec import Codec
 from ..vocabulary import MobileError, whole
 from .config import MobileConfig, choose_slots
+from .forms import Forms
 from .offloaded import DEFAULT_HARDWARE
 
 USABLE = 0.9  # of a device's memory; the rest is for activations, kernels and the desktop, as in `offload`
@@ -114,6 +118,7 @@ def plan(
     *,
     slots: int | None = None,
     budget_gb: float | None = None,
+    codec: Codec | None = None,
     context: int = 4096,
     hardware: Hardware | str | None = None,
     dtype: str | torch.dtype | None = None,
@@ -124,6 +129,8 @@ def plan(
         model: a name as `load` takes it (of a hub id only the config is fetched), a transformers config, or a model.
         slots, budget_gb: device slots of each layer, or device memory for them in GB, as in `MobileConfig`. Neither:
             what 90 % of the device's memory leaves beside weights, embeddings and cache, or one slot if that is none.
+        codec: the form of the experts in slots and on the link, as in `MobileConfig`; None for full. The host holds the
+            full ones beside it.
         context: tokens in the KV cache; at most the model's own longest count.
         hardware: a `Hardware` or the name of a preset. None: this machine's CUDA device, else an RTX 4080 as `offload`
             simulates it.
@@ -135,7 +142,8 @@ def plan(
         TypeError, ValueError: an argument that cannot be.
     """
     context = whole("context", context, hint="tokens in the KV cache")
-    wanted = MobileConfig(slots=slots, budget_gb=budget_gb)
+    codec = Full() if codec is None else codec
+    wanted = MobileConfig(slots=slots, budget_gb=budget_gb, codec=codec)
     dtype = as_dtype("auto" if dtype is None else dtype)
     title, config = _config(model)
     if dtype == "auto" and isinstance(model, torch.nn.Module):
@@ -148,6 +156,7 @@ def plan(
     context = longest(config, context)
     layout, count = layouts[0][2], layouts[0][1]
     arenas = sum(experts * each.nbytes for _, experts, each in layouts) / 1e9
+    sizes, forms = coded(codec, layout), Forms(codec, len(layouts), count)
     routed = {id(p) for module, _, each in layouts for p in (getattr(module, name) for name, _, _ in each.parts)}
     embeddings = {id(m.weight): m.weight.nbytes for m in _embeddings(bones)}
     rest = sum(p.nbytes for p in bones.parameters() if id(p) not in routed and id(p) not in embeddings)
@@ -164,12 +173,13 @@ def plan(
         head_params=0,
         bytes_per_weight=layout.nbytes / layout.weights,
     )
-    slot_gb = geometry.moe_layers * geometry.expert_bytes / 1e9
+    gb = [layout.weights * (each or geometry.bytes_per_weight) / 1e9 for each in sizes]  # of an expert in each form
+    arenas += sum(n * one for n, one, each in zip(forms.counts, gb, sizes) if each is not None) * len(layouts)
     free_gb = USABLE * card.device_gb - other_gb - embeddings_gb - cache_gb
-    if slots is budget_gb is None and free_gb < slot_gb:
+    if slots is budget_gb is None and free_gb < float((forms.sizes(1) @ gb).sum()):
         slots, chosen = 1, f"1 of {count} experts a layer, the fewest that work"
     else:
-        slots, chosen = choose_slots(wanted, geometry, count, free_gb)
+        slots, chosen = choose_slots(wanted, geometry, count, free_gb, sizes)
     return Plan(
         model=title,
         dtype=str(bones.dtype).removeprefix("torch."),
@@ -181,7 +191,7 @@ def plan(
         slots=slots,
         layers=len(layouts),
         experts=count,
-        slots_gb=slots * slot_gb,
+        slots_gb=float((forms.sizes(slots) @ gb).sum()),
         slots_chosen=chosen,
         device_gb=card.device_gb,
         arenas_gb=arenas,

@@ -26,6 +26,7 @@ from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig, choose_slots, conditions, found
 from .facts import looks_ahead, revises
 from .foresight import Foresight
+from .forms import Forms
 from .layout import costed, layout
 from .tape import Selection, Tape
 
@@ -133,7 +134,7 @@ def replay(
     """
     tape = trace if isinstance(trace, Tape) else Tape(trace)
     selection = tape.select(config)
-    everybody = config.slots is not None and config.slots >= tape.experts  # then nobody is asked whom to fetch
+    everybody = isinstance(config.slots, int) and config.slots >= tape.experts  # then nobody is asked whom to fetch
     laid = layout(tape, selection, replace(config, prefetch=Nothing()) if everybody else config)
     return play_laid(tape, selection, laid, config, hardware, geometry, record=True)
 
@@ -147,14 +148,15 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
     slots, chosen = choose_slots(config, geometry, tape.experts, free_gb)
     script = costed(laid, costs)
     asked = looks_ahead(config) or revises(config)  # while it plays
-    if type(config.evict) in COMPILED and not asked:
+    if type(config.evict) in COMPILED and not asked and isinstance(slots, int):
         from ..memory.compiled import play
 
         leaves = COMPILED.index(type(config.evict))
         played = play(script, tape.layers, tape.experts, slots, costs.fetch_s, leaves, record=record)
     else:
-        link = SimulatedLink(VirtualClock(), tape.layers, slots, costs.fetch_s)
-        cache = Cache(tape.layers, tape.experts, np.array([slots]), config.evict)
+        sizes = Forms(config.codec, tape.layers, tape.experts).sizes(slots)
+        link = SimulatedLink(VirtualClock(), tape.layers, int(sizes.max()), costs.fetch_s)
+        cache = Cache(tape.layers, tape.experts, sizes[None], config.evict)
         scheduler = Scheduler(cache, link, record=record)
         beside = Foresight(tape, selection, laid["asked_at"], laid["asked"]).beside(config, scheduler)
         played = interpret(script, scheduler, beside if asked else None)

@@ -17,12 +17,12 @@ def report(server: Server, trace: Trace):
     from .frames import Report
 
     cache, counts = server.scheduler.cache, {name: c[0] for name, c in server.scheduler.counts.items()}
-    moved = counts["misses"] + counts["prefetches"]
+    moved = server.scheduler.fetches[0] @ [server.costs.bytes_of(form) for form in range(cache.sizes.shape[2])]
     frame = Report(
         {
             "layer": [layer.name for layer in server.layers],
-            "slots": int(cache.slots[0]),
-            "resident": [len(cache.residents(at)) for at in range(cache.layers)],
+            "slots": cache.sizes[0].sum(axis=1),
+            "resident": (cache.expert_in[0] >= 0).sum(axis=1),
             "requests": counts["requests"],
             "hits": counts["hits"],
             "late": counts["late"],
@@ -31,7 +31,7 @@ def report(server: Server, trace: Trace):
             "prefetches": counts["prefetches"],
             "used": counts["used"],
             "wasted": counts["wasted"],
-            "gb_moved": moved * server.costs.expert_bytes / 1e9,
+            "gb_moved": moved / 1e9,
         }
     )
     frame.attrs.update(trace.conditions)

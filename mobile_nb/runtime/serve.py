@@ -16,12 +16,14 @@ from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.disk import DiskArena, HostCache
 from ..memory.scheduler import Scheduler
-from ..memory.store import Arena, Slots
+from ..memory.store import Arena
 from ..model.adapters import MoELayer
-from ..model.experts import OffloadedExperts, SlotExperts, best
+from ..model.decoded import Pools, arena_of
+from ..model.experts import OffloadedExperts, best
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Text, View, ask, consult, counted, read_gates
+from .forms import Forms, is_expert
 
 
 class Server:
@@ -29,25 +31,27 @@ class Server:
 
     Args:
         layers: the model's MoE layers; `install` replaces their experts, `remove` puts them back.
-        config, slots: the policies, and slots per layer.
+        config, slots: the policies, and slots per layer as `choose_slots` gives them.
         costs: seconds and bytes of each event.
         device: where the slots are.
         make_link: (mover) -> link.
     """
 
-    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots: int, costs: Costs, device, make_link):
+    def __init__(self, layers: list[MoELayer], config: MobileConfig, slots, costs: Costs, device, make_link):
         self.layers, self.config, self.costs = layers, config, costs
         self.arenas: list[Arena | DiskArena] = []
         self.host_cache: HostCache | None = None
-        self._slots: list[Slots] = []
+        self._slots: list[Pools] = []
         self.link = make_link(self._move)
         experts, top_k = layers[0].num_experts, layers[0].top_k
-        self.scheduler = Scheduler(Cache(len(layers), experts, np.array([slots]), config.evict), self.link)
-        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers)
+        self.forms = Forms(config.codec, len(layers), experts)
+        sizes = self.forms.sizes(slots)  # [L, F]
+        self.scheduler = Scheduler(Cache(len(layers), experts, sizes[None], config.evict, self.forms.own), self.link)
+        self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
         self.mode: str | None = None  # None: the model was called outside a pass
         self._substitutes = () if config.miss.lossless else (LITTLE,) if config.drafts else (LITTLE, BIG)
         self._by_token = getattr(config.count, "by_token", False)
-        self._device, self._compute, self._ended = device, [], None
+        self._device, self._ended = device, None
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self.kept: int | None = None  # how many tokens of several the pass before wrote; None: its last
@@ -55,13 +59,13 @@ class Server:
 
     @property
     def slots(self) -> int:
-        """Device slots of each layer."""
+        """Device slots of each layer, of all forms; of the layer that has most."""
         return int(self.scheduler.cache.slots[0])
 
     @property
     def slot_bytes(self) -> int:
         """Device memory that they take."""
-        return sum(slots.blocks.nbytes for slots in self._slots)
+        return sum(slots.nbytes for slots in self._slots)
 
     def install(self, arenas: Sequence[Arena | DiskArena] = ()) -> None:
         """Packs each layer's experts into an arena, makes its slots, and takes the experts' place.
@@ -69,28 +73,21 @@ class Server:
         Args:
             arenas: those that the server before has left, if there was one.
         """
-        self.arenas = list(arenas)
+        self.arenas, scratches = list(arenas), {}
         for at, layer in enumerate(self.layers):
             if at == len(self.arenas):
-                self.arenas.append(self._arena(at, layer))
-            self._slots.append(Slots(self.arenas[at], self.slots, self._device))
-            self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
+                self.arenas.append(arena_of(layer, at, self.host_cache, self._device))
+            about = self.arenas[at], self.config.codec, self.scheduler.cache, self._device, scratches
+            self._slots.append(Pools(layer, at, *about))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
             )
-
-    def _arena(self, at: int, layer: MoELayer) -> Arena | DiskArena:
-        files = getattr(layer.experts, "on_disk", None)
-        if files is not None:
-            return DiskArena(files, layer.num_experts, at, self.host_cache)
-        return Arena(layer.experts, layer.num_experts, pin=self._device.type == "cuda")
 
     def leave(self) -> list[Arena | DiskArena]:
         """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
         self.scheduler.cache.clear()
         self.gaps = True
         self._slots.clear()
-        self._compute.clear()
         arenas, self.arenas = self.arenas, []
         return arenas
 
@@ -98,7 +95,6 @@ class Server:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
         self.link.close()
         self._slots.clear()
-        self._compute.clear()
         for layer in self.layers:
             layer.block.experts = layer.experts
         while self.arenas:  # one at a time: the weights need not lie in memory twice
@@ -176,29 +172,32 @@ class Server:
         else:
             amounts = torch.unique(index, return_counts=True)[1].tolist()
         self.scheduler.all_hit(at, len(amounts), self.costs.experts_s(amounts))
-        return self._compute[at](hidden, index, weights)
+        return self._slots[at].first(hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
         if self.mode in self._substitutes:
             ids = self._replaced(at, ids, weights[0].float().tolist())
-        columns: dict[int, list[int]] = {}  # expert -> positions it serves
+        ids = self.forms.entries(at, ids, self.scheduler.cache)
+        columns: dict[int, list[int]] = {}  # entry -> positions it serves
         for position, expert in enumerate(ids):
             if expert is not None:
-                columns.setdefault(int(expert), []).append(position)
-        asked = np.array([list(columns)], dtype=np.int64)
+                columns.setdefault(expert, []).append(position)
+        asked, size = np.array([list(columns)], dtype=np.int64), self.view.experts
+        seconds = [self.costs.expert_s(1, form) for form in range(len(self.costs.coded))]
         out, first = None, True
-        for wave in self.scheduler.request(at, asked, np.full(asked.shape, self.costs.expert_s())):
+        for wave in self.scheduler.request(at, asked, np.array(seconds)[asked // size]):
             if first:
                 self._prefetch(at)
                 first = False
-            pairs = [(slot, position) for expert, slot in wave for position in columns[expert]]
-            slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
-            if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
-                part = self._compute[at](hidden, slots, weights)
-            else:
-                part = self._compute[at](hidden, slots, weights[:, [position for _, position in pairs]])
-            out = part if out is None else out + part
+            for compute, some in self._slots[at].parts(wave):
+                pairs = [(slot, position) for expert, slot in some for position in columns[expert]]
+                slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
+                if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
+                    part = compute(hidden, slots, weights)
+                else:
+                    part = compute(hidden, slots, weights[:, [position for _, position in pairs]])
+                out = part if out is None else out + part
         return torch.zeros_like(hidden) if out is None else out
 
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
@@ -206,11 +205,12 @@ class Server:
         self.view.at = at
         order = sorted(range(len(ids)), key=lambda position: -weights[position])
         asked = [ids[position] for position in order]
-        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, asked].tolist()]
+        entries = [self.forms.entry(at, expert) for expert in asked]
+        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, entries].tolist()]
         answer = ask(self.config.miss, "serve", asked, [weights[p] for p in order], there, self.view)
         experts = self.layers[0].num_experts
         right = isinstance(answer, Sequence) and len(answer) == len(asked)
-        if not right or not all(e is None or e in range(experts) for e in answer):
+        if not right or not all(is_expert(e, experts) for e in answer):
             raise MobileError(
                 f"the policy {self.config.miss!r} must answer `serve` with {len(asked)} ids from 0 to {experts - 1} "
                 f"or None for nobody, got {answer!r}."
@@ -221,30 +221,30 @@ class Server:
         """A prompt: every expert that any token asks for, the most wanted first."""
         experts, amounts = (part.tolist() for part in torch.unique(index, return_counts=True))
         order = sorted(range(len(experts)), key=lambda i: -amounts[i])
-        asked = np.array([[experts[i] for i in order]])
-        seconds = np.array([[self.costs.expert_s(amounts[i]) for i in order]])
+        asked, size = np.array([[self.forms.entry(at, experts[i]) for i in order]]), self.view.experts
+        seconds = np.array([[self.costs.expert_s(amounts[i], e // size) for i, e in zip(order, asked[0].tolist())]])
         out = torch.zeros_like(hidden)
         slot_of = torch.full((self.layers[at].num_experts,), -1, dtype=index.dtype, device=index.device)
         for wave in self.scheduler.request(at, asked, seconds):
-            slot_of.fill_(-1)
-            ids, slots = (torch.tensor(part, device=index.device) for part in zip(*wave, strict=True))
-            slot_of[ids] = slots.to(slot_of.dtype)
-            if len(wave) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
-                out = self._compute[at](hidden, slot_of[index], weights)
-                continue
-            slot = slot_of[index]  # [T, K], -1 for experts of other waves
-            token, position = torch.nonzero(slot >= 0, as_tuple=True)
-            pairs = slot[token, position][:, None], weights[token, position][:, None]
-            out.index_add_(0, token, self._compute[at](hidden[token], *pairs))
+            for compute, some in self._slots[at].parts(wave):
+                slot_of.fill_(-1)
+                ids, slots = (torch.tensor(part, device=index.device) for part in zip(*some, strict=True))
+                slot_of[ids % size] = slots.to(slot_of.dtype)
+                if len(some) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
+                    out = compute(hidden, slot_of[index], weights)
+                    continue
+                slot = slot_of[index]  # [T, K], -1 for experts of other waves
+                token, position = torch.nonzero(slot >= 0, as_tuple=True)
+                pairs = slot[token, position][:, None], weights[token, position][:, None]
+                out.index_add_(0, token, compute(hidden[token], *pairs))
         return out
 
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):
             consult(self.config, at, self.view, self.scheduler)
 
-    def _move(self, at: int, expert: int, slot: int) -> None:
-        """The copy itself: one block."""
-        self.arenas[at].copy_to(expert, self._slots[at].blocks[slot])
+    def _move(self, at: int, expert: int, slot: int) -> None:  # one block
+        self._slots[at].copy_to(expert, slot)
 
 
 __all__ = ["Server"]

@@ -91,9 +91,8 @@ class Tape:
             if asked[question] != repr(given):
                 raise MobileError(_refusal(question, asked[question], repr(given)))
             if not given.lossless:
-                raise MobileError(
-                    f"a replay cannot tell whom {given!r} would have replaced; run it live, with offload."
-                )
+                unknown = f"whom {given!r} would have replaced" if question == "miss" else f"what {given!r} changes"
+                raise MobileError(f"a replay cannot tell {unknown}; run it live, with offload.")
         if self.drafts or config.drafts:
             return self._drafted(config, asked, whole)
         everything = np.arange(len(self.passes))

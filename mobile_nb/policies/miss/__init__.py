@@ -5,7 +5,20 @@ Asked only for single tokens, never for the prompt. Anything but waiting changes
 
 from .ask import Miss
 from .buddy import Buddies, Buddy
+from .low import AllLow, LowBits
 from .plain import Anybody, Drop, Wait
 from .score import Foretold, NearScore, NextRanked
 
-__all__ = ["Anybody", "Buddies", "Buddy", "Drop", "Foretold", "Miss", "NearScore", "NextRanked", "Wait"]
+__all__ = [
+    "AllLow",
+    "Anybody",
+    "Buddies",
+    "Buddy",
+    "Drop",
+    "Foretold",
+    "LowBits",
+    "Miss",
+    "NearScore",
+    "NextRanked",
+    "Wait",
+]

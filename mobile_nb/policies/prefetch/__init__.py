@@ -7,7 +7,7 @@ skipped, what is asked for on demand overtakes, and what has not started when it
 from ..view import View
 from .ask import Prefetch
 from .expected import AdaptiveDepth, ByPriority, Cumulative
-from .gates import NearestAbsent, TopScore
+from .gates import InForm, NearestAbsent, TopScore
 from .known import DraftRouter, EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Cumulative",
     "DraftRouter",
     "EvictedRouter",
+    "InForm",
     "NearestAbsent",
     "NextGate",
     "Nothing",

@@ -1,11 +1,14 @@
-"""Prefetchers that read gates ahead and choose what to make of them: AdapMoE and SMoE."""
+"""Prefetchers that read gates ahead and choose what to make of them: AdapMoE, SMoE and HOBBIT."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...vocabulary import Wanted, number, whole
+from ..miss import LowBits, Miss
 from ..view import View
+from .ask import Prefetch
+from .known import NextGate
 
 
 @dataclass(frozen=True)
@@ -65,4 +68,26 @@ class TopScore:
         return [Wanted(at, tuple(e for e in ranked[: view.top_k] if scores[e] >= (1 + self.a) * b))]
 
 
-__all__ = ["NearestAbsent", "TopScore"]
+@dataclass(frozen=True)
+class InForm:
+    """HOBBIT (arXiv 2411.01433): another prefetcher says whom, and a miss policy in what form, as if all of them were
+    absent and had the weights that their layer's gate gives on the hidden state at hand. Live only.
+
+    Attributes:
+        prefetch: whom to fetch, such as `NextGate`.   miss: in what form, such as `LowBits`.
+    """
+
+    prefetch: Prefetch = field(default_factory=NextGate)
+    miss: Miss = field(default_factory=LowBits)
+
+    def wanted(self, layer: int, view: View) -> list[Wanted]:
+        found = []
+        for one in self.prefetch.wanted(layer, view):
+            scores = view.scores(one.layer)
+            ranked = sorted(one.experts, key=lambda expert: (-scores[expert], expert))
+            answers = self.miss.serve(ranked, [scores[e] for e in ranked], [False] * len(ranked), view)
+            found.append(Wanted(one.layer, tuple(answer for answer in answers if answer is not None)))
+        return found
+
+
+__all__ = ["InForm", "NearestAbsent", "TopScore"]
