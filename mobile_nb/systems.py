@@ -5,6 +5,8 @@
     on_demand       K                -           -                         wait              LRU              yes
     little          K/2              always      -                         wait              LRU              no
     mobile          K/2 or K         p(best) ≥ γ evicted router            wait              LRU              no
+    speculative     K/2 drafts, K    verified    evicted routers           wait              LRU              yes
+    moe_speq        K                verified    drafts' routers           low bits, drafts  LRU              yes
     next_gate       K                -           next gate                 wait              LRU              yes
     moe_infinity    K                -           request matrix            wait              request matrix   yes
     finemoe         K                -           iteration maps            wait              map × frequency  yes
@@ -63,6 +65,21 @@ def on_demand(**fields) -> MobileConfig:
 def little(fraction: float = 0.5, **fields) -> MobileConfig:
     """The little model alone, on the prompt too: what a smaller top_k gives."""
     return MobileConfig(**({"count": Fraction(fraction, prompt=fraction), "keep": Always()} | fields))
+
+
+def speculative(length: int = 4, fraction: float = 0.5, *, gamma: float = 0.0, **fields) -> MobileConfig:
+    """MoBiLE's exact sibling: the little model drafts `length` tokens, and the big one reads all of them in one pass,
+    prefetched by their routers. See `policies.Verified` for length and gamma, `Fraction` for the share of K."""
+    chosen = {"count": Fraction(fraction), "keep": p.Verified(length, gamma), "prefetch": EvictedRouter()}
+    return MobileConfig(**(chosen | fields))
+
+
+def moe_speq(length: int = 4, *, low: Form | None = None, low_slots: int = 1 << 15, **fields) -> MobileConfig:
+    """MoE-SpeQ (arXiv 2511.14102): a copy in four bits (`low`) drafts `length` tokens, all of it on the device unless
+    `low_slots` says otherwise; the full model verifies."""
+    codec = p.Mixed(low=p.Int4() if low is None else low, low_slots=low_slots)
+    chosen = {"keep": p.Verified(length), "prefetch": p.DraftRouter(), "miss": p.AllLow(), "codec": codec}
+    return MobileConfig(**(chosen | fields))
 
 
 # -- exact: other prefetches and evictions ---------------------------------------------------------------------------
@@ -283,9 +300,11 @@ __all__ = [
     "mobile",
     "moe_beyond",
     "moe_infinity",
+    "moe_speq",
     "next_gate",
     "on_demand",
     "premoe",
     "quantized",
     "smoe",
+    "speculative",
 ]

@@ -41,9 +41,9 @@ class Pass:
 
     Attributes:
         request, step: which generation, and which of its tokens (0 is written by the prompt pass).
-        mode: "prompt", "little" or "big".   token_id: what it wrote, -1 where its token was evicted.
-        confidence: largest softmax probability of its logits.   gamma: threshold in force, NaN for none.
-        begin, end: seconds of the clock.
+        mode: "prompt", "little" or "big".   gamma: threshold in force, NaN for none.
+        token_id: what it wrote, -1 where its token was evicted; of a pass that read drafts, what follows those kept.
+        confidence: largest softmax probability of its logits.   begin, end: seconds of the clock.
         ids, weights: the router's K experts [L, T, K] and their weights, as the router gave them.
         requests, hits, late, misses: of each layer [L]; the host has the rest.  copies: started since the pass before.
         gates: the K experts that each layer's router named some layers ahead, read on the hidden state of the layer
@@ -197,7 +197,7 @@ class Trace:
         steps: list[dict] = []
         for row in self._passes():
             last = steps[-1] if steps else None
-            if last and last["token_id"] < 0 and (last["request"], last["step"]) == (row["request"], row["step"]):
+            if last and last["token_id"] < 0 and last["request"] == row["request"]:
                 added = {n: last[n] + row[n] for n in ("seconds", "bytes_moved", "requests", "hits", "late", "misses")}
                 judged = {"confidence": last["confidence"], "begin": last["begin"], "fell_back": True}
                 steps[-1] = row | added | judged

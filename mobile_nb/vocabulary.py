@@ -23,10 +23,12 @@ class Step:
         token_id: id of the token that stays in the text.
         text: its text; empty without a tokenizer.
         wrote: "little" or "big", the model whose logits chose it. The prompt pass is big, so the first token is too.
+            Where the big model verifies drafts: "little" for a draft that it confirmed, "big" for what it added.
         confidence: largest softmax probability of the pass that was judged, in [0, 1]. On a fallback this is the
             evicted little token's, the number that gamma was compared with.
         seconds: time from the previous token to this one (to the first: the prompt pass). Simulated or measured,
-            as `Trace.conditions` says.
+            as `Trace.conditions` says. Tokens that were verified together come at once: a draft that stayed counts
+            its own pass here and below, and the token that the big model added counts the rest.
         bytes_moved: expert bytes that the link was given during this token, prefetches included.
         hits, misses: expert requests served from a device slot, and those that had to be fetched on demand.
         host: expert requests computed on the host, beside hits and misses.

@@ -34,7 +34,8 @@ def foreseen(trace: Trace, gamma: float = 0.7):
 
     pairs, before, last = [], [], None
     for little, big in zip(trace.passes, trace.passes[1:], strict=False):
-        if little.mode == LITTLE and big.mode == BIG and (little.request, little.step) == (big.request, big.step):
+        alone = big.mode == BIG and big.ids.shape[1] == 1  # it did not read several drafts at once
+        if little.mode == LITTLE and alone and (little.request, little.step) == (big.request, big.step):
             if little.confidence < gamma:
                 pairs.append((little, big))
                 before.append(last)

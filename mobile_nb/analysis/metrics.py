@@ -26,6 +26,12 @@ def fallback_ratio(steps) -> float:
     return _mean(decoded(steps)["fell_back"])
 
 
+def accepted_per_verification(steps) -> float:
+    """Drafts that stayed for each big pass that wrote, where the big model verifies drafts (`policies.Verified`)."""
+    who = decoded(steps)["wrote"]
+    return float((who == "little").sum() / (who == "big").sum()) if (who == "big").any() else float("nan")
+
+
 def hit_rate(steps) -> float:
     """Share of expert requests that were served from a device slot."""
     rows = decoded(steps)
@@ -52,7 +58,7 @@ def evicted_router(trace: Trace):
 
     shares = []
     for little, big in zip(trace.passes, trace.passes[1:], strict=False):
-        if little.mode == "little" and little.token_id < 0 and big.mode == "big":
+        if little.mode == "little" and little.token_id < 0 and big.mode == "big" and big.ids.shape[1] == 1:
             foreseen = (little.ids[:, 0, :, None] == big.ids[:, 0, None, :]).any(axis=2)  # [L, K]
             shares.append(foreseen.mean(axis=1))
     layers = trace.conditions["layers"]

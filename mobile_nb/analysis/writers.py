@@ -77,7 +77,7 @@ class _EngineWriter:
         shared, fallbacks = [0.0] * self.engine.trace.conditions["layers"], 0
         added = self.engine.trace.passes[passes:]
         for little, big in pairwise(added):
-            if little.mode == LITTLE and big.mode == BIG:
+            if little.mode == LITTLE and big.mode == BIG and big.ids.shape[1] == 1:
                 fallbacks += 1
                 both = little.ids[:, 0, :, None] == big.ids[:, 0, None, :]  # [L, K, K]
                 shared = [a + float(b) for a, b in zip(shared, both.sum((1, 2)), strict=True)]

@@ -16,13 +16,14 @@ the user as one sentence that names it.
 from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
 from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
-from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
-from .miss import Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, OnHost, Wait
+from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback, Verified
+from .miss import AllLow, Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, OnHost, Wait
 from .predict import ExpertMap, Learned, Maps, MeanScore, Network, RequestMatrix, Requests, Successors
 from .prefetch import (
     AdaptiveDepth,
     ByPriority,
     Cumulative,
+    DraftRouter,
     EvictedRouter,
     InForm,
     NearestAbsent,
@@ -38,6 +39,7 @@ __all__ = [
     "LFU",
     "LRU",
     "AdaptiveDepth",
+    "AllLow",
     "Always",
     "Anybody",
     "Belady",
@@ -45,6 +47,7 @@ __all__ = [
     "Buddy",
     "ByPriority",
     "Cumulative",
+    "DraftRouter",
     "Drop",
     "Entropy",
     "EvictedRouter",
@@ -87,6 +90,7 @@ __all__ = [
     "TopK",
     "TopScore",
     "TwoLevel",
+    "Verified",
     "Wait",
     "WeightRatio",
     "Weighted",

@@ -19,8 +19,9 @@ class Count(Protocol):
     """Says how many experts run in a pass.
 
     `two_passes` is True when a little pass and a big pass differ, so that there is something to fall back to;
-    `lossless` when all K experts run wherever a token stays. With `by_token = True` it is asked for each single token,
-    and told that token's weights.
+    `lossless` when all K experts run wherever a token stays. `full_big` (False where it is not there) is True when
+    prompts and big passes run all K as they are, whatever little ones do. With `by_token = True` it is asked for each
+    single token, and told that token's weights.
     """
 
     two_passes: bool
@@ -42,7 +43,7 @@ class TopK:
     """All K experts, on every token: the model as it was trained."""
 
     two_passes = False
-    lossless = True
+    lossless = full_big = True
 
     def run(self, mode: str, layer: int, k: int) -> tuple[int, int | None]:
         return k, None
@@ -71,6 +72,10 @@ class Fraction:
             value = getattr(self, field)
             if not (field == "over" and value is None):
                 number(f"Fraction.{field}", value, low=1e-9, high=1, hint="a share of the router's K experts")
+
+    @property
+    def full_big(self) -> bool:
+        return self.prompt == 1 and self.over in (None, 1)
 
     def run(self, mode: str, layer: int, k: int) -> tuple[int, int | None]:
         share = {"little": self.fraction, PROMPT: self.prompt}.get(mode, 1.0)

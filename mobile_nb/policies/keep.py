@@ -6,6 +6,7 @@ uses the largest probability. We read it so, and offer margin and entropy beside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +24,13 @@ class Evidence(Protocol):
 
 
 class Keep(Protocol):
-    """Decides whether the little token stays."""
+    """Decides whether the little token stays.
+
+    One that also has `drafts(past)` lets the little model draft several tokens one after the other, and the big model
+    read them at once: those that it would have written itself stay, and `keep` says whether a draft is worth proposing.
+    `past` are (drafted, accepted) of each such reading in this text, oldest first; the answer is how many tokens to
+    draft before the next, 0 for none.
+    """
 
     def keep(self, evidence: Evidence) -> bool: ...
 
@@ -93,6 +100,40 @@ class TargetFallback:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """Keep what the big model, reading all drafts in one pass, would have written itself: speculative decoding
+    (MoE-SpeQ, arXiv 2511.14102). The text is the big model's, token for token, greedy or sampled.
+
+    Attributes:
+        length: tokens that the little model drafts at most; 0 leaves the big model alone.
+        gamma: a draft ends before a token whose largest probability is below this, and the big model writes that one:
+            0 drafts however unsure, above 1 proposes nothing, which is MoBiLE above 1 [inference].
+        window: None drafts `length` tokens always. Else one more than the mean that was accepted in the last `window`
+            readings of this text, up to `length`: a plain stand-in for MoE-SpeQ's governor [inference].
+    """
+
+    length: int = 4
+    gamma: float = 0.0
+    window: int | None = None
+
+    def __post_init__(self):
+        whole("Verified.length", self.length, low=0, hint="tokens drafted before the big model reads them")
+        gamma = number("gamma", self.gamma, low=0, hint="0 drafts however unsure, above 1 proposes nothing")
+        object.__setattr__(self, "gamma", gamma)
+        if self.window is not None:
+            whole("Verified.window", self.window)
+
+    def keep(self, evidence: Evidence) -> bool:
+        return evidence.max_probability >= self.gamma
+
+    def drafts(self, past: Sequence[tuple[int, int]]) -> int:
+        recent = [] if self.window is None else past[-self.window :]
+        if not recent:
+            return self.length
+        return min(self.length, math.ceil(sum(accepted for _, accepted in recent) / len(recent)) + 1)
+
+
+@dataclass(frozen=True)
 class Always:
     """The little model alone: it is never asked again."""
 
@@ -108,4 +149,4 @@ class Never:
         return False
 
 
-__all__ = ["Always", "Entropy", "Evidence", "Keep", "Margin", "MaxProbability", "Never", "TargetFallback"]
+__all__ = ["Always", "Entropy", "Evidence", "Keep", "Margin", "MaxProbability", "Never", "TargetFallback", "Verified"]

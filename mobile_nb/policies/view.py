@@ -23,7 +23,9 @@ class View(Protocol):
     top_k: int  # K
     mode: str  # "little" or "big"
     at: int  # the layer at hand; -1 before the pass
-    evicted: Sequence[Sequence[int]] | None  # per layer, the K experts of the evicted token; None: no eviction
+    evicted: Sequence[Sequence[int]] | None  # per layer, the K experts of the evicted token; None: no eviction. Where
+    # the big model reads several drafts at once, the experts of all of them, the most named first.
+    drafted: Sequence[Sequence[int]] | None  # per layer, those of the tokens drafted so far, the most named first
     previous: Sequence[Sequence[int]] | None  # per layer, the K experts of the last token that stayed
 
     # -- of the text so far: what its prompt and its tokens that stayed were routed to -----------------------------

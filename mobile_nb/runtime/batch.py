@@ -94,7 +94,8 @@ class BatchDecoder:
         self._begun = None if self.fleet is None else self.fleet.account()
         logits, fell_back = outputs.logits[:, -1].float(), [False] * len(rows)
         confidences = logits.softmax(-1).amax(-1).tolist()
-        rollback = Rollback(outputs["past_key_values"]) if self.config.two_passes else None
+        alone = not self.config.two_passes or self.config.drafts  # what is verified is what the big model writes
+        rollback = None if alone else Rollback(outputs["past_key_values"])
         alive = torch.ones(len(rows), dtype=torch.bool, device=input_ids.device)
         while True:
             if logits[alive].isnan().any():

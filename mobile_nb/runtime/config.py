@@ -73,7 +73,13 @@ class MobileConfig:
     @property
     def two_passes(self) -> bool:
         """Whether there is a little model to fall back from."""
-        return bool(getattr(self.count, "two_passes", False))
+        return bool(getattr(self.count, "two_passes", False)) or self.drafts
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the big model reads what was drafted, several tokens at once, and only what it confirms stays. The
+        experts of its passes are then waited for, whatever the answer to a miss: that is for drafts."""
+        return hasattr(self.keep, "drafts")
 
     def _repr_html_(self) -> str:
         """One row a question, as a notebook shows it."""
@@ -85,6 +91,9 @@ class MobileConfig:
     @property
     def lossless(self) -> bool:
         """Whether the text is exactly that of the full model."""
+        if self.drafts:
+            first = self.codec.own is None and self.codec.forms[0].lossless  # coarser forms are for drafts
+            return bool(getattr(self.count, "full_big", False)) and first
         count = getattr(self.count, "lossless", False)
         return count and self.miss.lossless and self.codec.lossless
 
@@ -108,7 +117,9 @@ def choose_slots(
 
     def gb(slots: int) -> float:
         return (
-            sum(n * size for n, size in zip(config.codec.pools(slots), sizes, strict=True)) * geometry.moe_layers / 1e9
+            sum(min(n, experts) * size for n, size in zip(config.codec.pools(slots), sizes, strict=True))
+            * geometry.moe_layers
+            / 1e9
         )
 
     if config.slots is not None:
@@ -125,7 +136,7 @@ def choose_slots(
             )
         slots = fit[-1]
     slots = min(slots, experts)
-    pools = config.codec.pools(slots)
+    pools = [min(n, experts) for n in config.codec.pools(slots)]
     if len(pools) == 1:
         form = "" if coded[0] is None else f" in {config.codec!r}"
         return slots, f"{slots} of {experts} experts a layer{form}, {why}"
@@ -146,6 +157,7 @@ def conditions(config: MobileConfig, costs: Costs, slots: int | Sequence[int], c
         "geometry_sizes": asdict(costs.geometry),
         "slots": list(slots) if isinstance(slots, tuple) else slots,
         "slots_chosen": chosen,
+        "drafts": config.drafts,
         "expert_bytes": costs.expert_bytes,
     }
     if costs.coded != (None,):

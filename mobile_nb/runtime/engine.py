@@ -14,6 +14,7 @@ from ..vocabulary import MobileError, Step
 from .batch import BatchDecoder, installed
 from .config import MobileConfig
 from .decode import Decoder, Written
+from .draft import Drafter
 from .fleet import Fleet
 from .generation import Generation
 from .offloaded import Offloaded
@@ -155,19 +156,25 @@ class Engine:
         check_request(inputs, kwargs, self.model)
         if not self._writing.acquire(blocking=False):
             raise MobileError(BUSY)
+        writing = None
         try:
-            decoder = Decoder(self._server, lambda: self._keep, self._requests, self.trace.passes.append)
+            kind = Drafter if self.config.drafts else Decoder
+            decoder = kind(self._server, lambda: self._keep, self._requests, self.trace.passes.append)
             self._requests += 1
             loop = functools.partial(decoder, streamer=kwargs.get("streamer"))  # beside a callable it would be dropped
             text, before = TextStream(self.tokenizer), self._now()
-            for written in self.model.generate(**inputs, **kwargs, custom_generate=loop):
-                yield self._step(written, text.add(written.token_id), self._now() - before), written
+            writing = self.model.generate(**inputs, **kwargs, custom_generate=loop)
+            for written in writing:
+                seconds = self._now() - before if written.seconds is None else written.seconds
+                yield self._step(written, text.add(written.token_id), seconds), written
                 self._check_open()  # the block may have ended while nobody was reading
                 before = self._now()
         except Exception:
             self._check_open()  # the block ended in the middle of a token: that is what went wrong
             raise
         finally:
+            if writing is not None:
+                writing.close()
             self._server.give_up()
             self._server.link.settle()
             if self._server.gaps or self._server.passes != len(self.trace.passes):

@@ -32,6 +32,11 @@ class Text:
     _sum: np.ndarray | None = None  # [L, E] of the first `_summed` passes
     _summed: int = 0
 
+    def add(self, mode: str, ids: np.ndarray, weights: np.ndarray, tokens: int | None = None) -> None:
+        """A pass that wrote; of one that read several drafts, its first `tokens` stayed."""
+        parts = [slice(None)] if tokens is None or mode == PROMPT else [slice(t, t + 1) for t in range(tokens)]
+        self.passes += [(mode, ids[:, part], weights[:, part]) for part in parts]
+
     def routing(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and weights [L, N, K] that pass n added; one that read the whole text again, for want of a KV cache,
         added its last token."""
@@ -75,6 +80,7 @@ class Facts:
     mode: str = PROMPT
     at: int = -1
     evicted: list[list[int]] | None = None
+    drafted: list[list[int]] | None = None
     text: Text = field(default_factory=Text)
     scheduler: Scheduler | None = None
     row: int = 0  # which of its configurations

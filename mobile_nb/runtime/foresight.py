@@ -10,10 +10,12 @@ from ..memory.scheduler import Scheduler
 from ..memory.wishes import pairs_of
 from ..policies import Nothing
 from ..policies.miss.ask import Host
-from ..vocabulary import PROMPT, MobileError
+from ..trace import Pass
+from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Facts, Text, ask, consult, revises
 from .missed import answered
+from .named import most_named
 from .tape import Selection, Tape
 
 
@@ -32,11 +34,25 @@ class Foresight(Facts):
         self.n, self.at, self.mode, self.single = n, -1, done.mode, done.ids.shape[1] == 1
         rewrites = n > 0 and not wrote[n - 1]
         self.evicted = self.tape.best[index[n - 1]].tolist() if rewrites else None
+        kept = None
+        if self.tape.drafts:
+            drafts = self._drafts(n)
+            self.drafted, rewrites = most_named(drafts), bool(drafts)
+            self.evicted = self.drafted if self.mode == BIG else None
+            kept = 1 + sum(draft.token_id >= 0 for draft in self._drafts(n - 1))
         if self.mode == PROMPT:
             self.text = Text()
         elif n > 0 and not rewrites:
-            self.text.passes.append((before.mode, before.ids, before.weights))
+            self.text.add(before.mode, before.ids, before.weights, kept)
             self._wrote = n - 1
+
+    def _drafts(self, n: int) -> list[Pass]:
+        """The little passes right before pass n: what was drafted for it, where the tape holds drafts."""
+        found, index = [], self.selection.index
+        while n > 0 and self.tape.passes[index[n - 1]].mode == LITTLE:
+            n -= 1
+            found.insert(0, self.tape.passes[index[n]])
+        return found
 
     @property
     def points(self) -> range:
@@ -46,6 +62,8 @@ class Foresight(Facts):
     @property
     def previous(self) -> list[list[int]] | None:
         """From the tape, where it is in order already."""
+        if self.tape.drafts:
+            return super().previous
         return self.tape.best[self.selection.index[self._wrote]].tolist() if self.text.passes else None
 
     def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:

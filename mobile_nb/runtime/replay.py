@@ -57,7 +57,8 @@ class Replay:
     @property
     def fallback_ratio(self) -> float:
         """Share of tokens whose little version was evicted."""
-        return self._a_token(int((~self.selection.wrote).sum()))
+        wrote = self.selection.wrote
+        return self._a_token(int((~wrote[:-1] & wrote[1:]).sum()))  # several drafts of one turn make one token
 
     @property
     def hit_rate(self) -> float:

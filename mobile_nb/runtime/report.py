@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..trace import Trace
+from ..vocabulary import BIG, LITTLE
 from .serve import Server
 
 
@@ -11,7 +12,8 @@ def report(server: Server, trace: Trace):
 
     Columns: layer, slots, resident, requests, hits, late (hits that had to wait for their prefetch), misses, host
     (computed on the host: hits + misses + host = requests), hit_rate, prefetches, used, wasted (evicted unused),
-    gb_moved. `.attrs` holds the conditions.
+    gb_moved. `.attrs` holds the conditions and, where drafts are verified, `accepted_per_verification`: drafts that
+    stayed for each big pass that wrote, NaN before the first.
     """
     from .frames import Report
 
@@ -35,7 +37,15 @@ def report(server: Server, trace: Trace):
         }
     )
     frame.attrs.update(trace.conditions)
+    if server.config.drafts:
+        frame.attrs["accepted_per_verification"] = accepted_per_verification(trace)
     return frame
 
 
-__all__ = ["report"]
+def accepted_per_verification(trace: Trace) -> float:
+    """Drafts that stayed, for each big pass after the prompt that wrote."""
+    wrote = [done.mode for done in trace.passes if done.token_id >= 0 and done.step > 0]
+    return wrote.count(LITTLE) / wrote.count(BIG) if BIG in wrote else float("nan")
+
+
+__all__ = ["accepted_per_verification", "report"]

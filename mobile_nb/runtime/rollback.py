@@ -12,6 +12,7 @@ import torch
 from ..vocabulary import MobileError
 
 WRITTEN = ("conv_states", "recurrent_states")  # fields that a pass writes in place
+WINDOW = "DynamicSlidingWindowLayer"  # that of a layer that keeps the last positions alone
 GROWING = "DynamicLayer"  # transformers' class of a layer that keeps every position, and nothing beside
 
 
@@ -73,6 +74,33 @@ class Rollback:
         return value
 
 
+class Cropping:
+    """One cache whose layers all drop as many of their last positions as they are told.
+
+    Sliding windows do where they hold on to what leaves the window until they are cropped, as they do from here on.
+
+    Raises:
+        MobileError: another kind of cache. Linear attention folds what it reads into a state.
+    """
+
+    def __init__(self, cache):
+        self.layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", True)]
+        windows = [layer for layer in self.layers if type(layer).__name__ == WINDOW]
+        if type(cache).__name__ != "DynamicCache" or not all(_crops(x) or x in windows for x in self.layers):
+            raise MobileError(
+                "drafted tokens are taken back from the KV cache several at a time, and this model's cache "
+                f"({type(cache).__name__}) cannot do that; use its default cache, or a system without drafts, such as "
+                "systems.mobile()."
+            )
+        for layer in windows:
+            layer.activate_past_recording()
+
+    def take_back(self, positions: int) -> None:
+        """Drops the last positions of every layer."""
+        for layer in self.layers if positions else []:
+            layer.crop(-positions)
+
+
 def _refusal(cache) -> str:
     return (
         f"a {type(cache).__name__} cannot take back one token, and a token has to be evicted; use the default dynamic "
@@ -89,4 +117,4 @@ def _crops(layer) -> bool:
     return own and not hasattr(layer, "record_past")
 
 
-__all__ = ["Rollback"]
+__all__ = ["Cropping", "Rollback"]

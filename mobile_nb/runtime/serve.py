@@ -21,7 +21,7 @@ from ..model.adapters import MoELayer
 from ..model.decoded import Pools
 from ..model.experts import OffloadedExperts, best
 from ..policies.miss.ask import Host
-from ..vocabulary import PROMPT
+from ..vocabulary import BIG, LITTLE, PROMPT
 from .config import MobileConfig
 from .facts import Text, View, consult, counted, read_gates
 from .forms import Forms
@@ -56,11 +56,14 @@ class Server:
         self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
         self.view.given = States(context(config))
         self.mode: str | None = None  # None: the model was called outside a pass
+        big_too = config.miss.lossless or not config.drafts  # a verification is the full model's
+        self._asks = () if not answers(config) else (LITTLE, BIG) if big_too else (LITTLE,)
         self._by_token = getattr(config.count, "by_token", False)
         self._device, self._ended = device, None
         self._host = HostUnit(layers, self.arenas)
         self._settled = [False] * len(layers)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
+        self.kept: int | None = None  # how many tokens of several the pass before wrote; None: its last
         self._routed: list[list] = [[] for _ in layers]
 
     @property
@@ -108,12 +111,13 @@ class Server:
             self.arenas.pop()
 
     def begin_pass(self, mode: str, evicted: list[list[int]] | None = None) -> None:
-        """Opens a forward pass: "prompt", "little" or "big", the last with the routing of the token it rewrites."""
+        """Opens a forward pass: "prompt", "little" or "big"; `evicted` is the routing of what was drafted for it."""
         if mode == PROMPT:
             self.view.text, self.scheduler.cache.expected = Text(), None
         elif evicted is None:  # the pass before wrote a token
-            self.view.text.passes.append((self.view.mode, *self._ended))
-        self.mode, self.view.mode, self.view.evicted, self.view.read = mode, mode, evicted, {}
+            self.view.text.add(self.view.mode, *self._ended, self.kept)
+        self.view.drafted, self.view.evicted = evicted, evicted if mode == BIG else None
+        self.mode, self.view.mode, self.view.read, self.kept = mode, mode, {}, None
         self.view.given.begin(mode, evicted is None)
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
@@ -183,7 +187,7 @@ class Server:
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
-        if answers(self.config) and self.mode not in (None, PROMPT):
+        if self.mode in self._asks:
             ids = self._replaced(at, ids, weights[0].float().tolist())
         hosted = {position: who.expert for position, who in enumerate(ids) if isinstance(who, Host)}
         ids = [None if position in hosted else who for position, who in enumerate(ids)]
@@ -245,8 +249,7 @@ class Server:
         if self.mode not in (None, PROMPT) and not all(self._settled):
             consult(self.config, at, self.view, self.scheduler)
 
-    def _move(self, at: int, expert: int, slot: int) -> None:
-        """The copy itself: one block."""
+    def _move(self, at: int, expert: int, slot: int) -> None:  # one block
         self._slots[at].copy_to(expert, slot)
 
 

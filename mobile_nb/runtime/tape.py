@@ -61,6 +61,7 @@ class Tape:
             raise MobileError("this trace holds no passes of a model: there is nothing to replay.")
         self.trace, self.passes = trace, trace.passes
         self.layers, self.experts = trace.conditions["layers"], trace.conditions["experts"]
+        self.drafts = bool(trace.conditions.get("drafts"))  # big passes read what little ones drafted
         self.single = np.array([p.ids.shape[1] == 1 for p in self.passes], dtype=bool)
         self.steps = np.array([p.step for p in self.passes], dtype=np.int64)
         self.tokens = np.array([p.ids.shape[1] for p in self.passes], dtype=np.int64)
@@ -94,6 +95,8 @@ class Tape:
             if not given.lossless:
                 unknown = f"whom {given!r} would have replaced" if question == "miss" else f"what {given!r} changes"
                 raise MobileError(f"a replay cannot tell {unknown}; run it live, with offload.")
+        if self.drafts or config.drafts:
+            return self._drafted(config, asked, whole)
         everything = np.arange(len(self.passes))
         wrote = np.array([p.token_id >= 0 for p in self.passes], dtype=bool)
         same = asked["count"] == repr(config.count)
@@ -104,6 +107,17 @@ class Tape:
         if not same and not _same_little(asked["count"], config.count):
             raise MobileError(_refusal("count", asked["count"], repr(config.count)))
         return self._judged(config)
+
+    def _drafted(self, config: MobileConfig, asked: dict, whole: bool) -> Selection:
+        """All passes, of a recording with drafts under its own count and keep."""
+        same = asked["count"] == repr(config.count) and asked["keep"] == repr(config.keep)
+        if not (same and self._steady(config.keep)):
+            raise MobileError(
+                f"a replay cannot change what is drafted and read together, from {asked['count']} and {asked['keep']} "
+                f"to {config.count!r} and {config.keep!r}; run it live, with offload."
+            )
+        wrote = np.array([p.token_id >= 0 for p in self.passes], dtype=bool)
+        return Selection(np.arange(len(self.passes)), wrote, whole)
 
     def _steady(self, keep) -> bool:
         """Whether gamma was that of `keep` all along."""

@@ -6,11 +6,12 @@ Asked only for single tokens, never for the prompt. Anything but waiting, here o
 from .ask import Miss
 from .buddy import Buddies, Buddy
 from .host import OnHost
-from .low import LowBits
+from .low import AllLow, LowBits
 from .plain import Anybody, Drop, Wait
 from .score import Foretold, NearScore, NextRanked
 
 __all__ = [
+    "AllLow",
     "Anybody",
     "Buddies",
     "Buddy",

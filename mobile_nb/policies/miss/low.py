@@ -43,4 +43,16 @@ class LowBits:
         return answers
 
 
-__all__ = ["LowBits"]
+@dataclass(frozen=True)
+class AllLow:
+    """MoE-SpeQ's draft (arXiv 2511.14102): absent experts run in the second form. Where all of them have a slot in that
+    form, nothing travels. Residents of the first form run as they are, which the paper does not say [inference].
+    """
+
+    lossless = False
+
+    def serve(self, experts, weights, resident, view: View | None = None) -> list[Answer]:
+        return [expert if there else Low(expert) for expert, there in zip(experts, resident, strict=True)]
+
+
+__all__ = ["AllLow", "LowBits"]

@@ -8,12 +8,13 @@ from ..view import View
 from .ask import Prefetch
 from .expected import AdaptiveDepth, ByPriority, Cumulative
 from .gates import InForm, NearestAbsent, TopScore
-from .known import EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
+from .known import DraftRouter, EvictedRouter, NextGate, Nothing, Oracle, PreviousToken, ReadGates
 
 __all__ = [
     "AdaptiveDepth",
     "ByPriority",
     "Cumulative",
+    "DraftRouter",
     "EvictedRouter",
     "InForm",
     "NearestAbsent",

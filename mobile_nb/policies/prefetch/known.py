@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ...vocabulary import Wanted, whole
+from ...vocabulary import LITTLE, Wanted, whole
 from ..view import View
 from .ask import Prefetch
 
@@ -21,6 +21,8 @@ class Nothing:
 @dataclass(frozen=True)
 class EvictedRouter:
     """MoBiLE (Sec. III-B): the evicted token's router already scored the experts of every layer; fetch its best.
+
+    Of several drafted tokens, before the big model reads them: the experts of all, those that most of them name first.
 
     Attributes:
         ahead: layers to be ahead of the computation; None for all of them at once, in layer order. The paper names
@@ -38,6 +40,36 @@ class EvictedRouter:
 
     def wanted(self, layer: int, view: View) -> list[Wanted]:
         return [] if view.evicted is None else _ahead(view.evicted.__getitem__, layer, view.layers, self)
+
+
+@dataclass(frozen=True)
+class DraftRouter:
+    """MoE-SpeQ (arXiv 2511.14102): what the drafts' routers name is fetched while the drafting still goes on, for the
+    big model that reads the drafts. For keeps that verify (`policies.Verified`).
+
+    Attributes:
+        experts: how many of each layer's list; None for all K of every draft.
+    """
+
+    experts: int | None = None
+
+    revises = True
+
+    def __post_init__(self):
+        if self.experts is not None:
+            whole("DraftRouter.experts", self.experts)
+
+    def wanted(self, layer: int, view: View) -> list[Wanted]:
+        if view.evicted is not None:
+            return [Wanted(at, tuple(experts[: self.experts])) for at, experts in enumerate(view.evicted)]
+        if view.mode != LITTLE:
+            return []
+        found = []
+        for at in range(view.layers):
+            before = list(view.drafted[at]) if view.drafted is not None else []
+            now = view.routed(at)[0].tolist() if at <= layer else []
+            found.append(Wanted(at, tuple(dict.fromkeys(before + now))[: self.experts]))
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,4 +162,4 @@ def _ahead(known: Callable[[int], Sequence[int]], layer: int, layers: int, polic
     return [Wanted(at, tuple(known(at)[: policy.experts])) for at in here if at < layers]
 
 
-__all__ = ["EvictedRouter", "NextGate", "Nothing", "Oracle", "PreviousToken", "ReadGates"]
+__all__ = ["DraftRouter", "EvictedRouter", "NextGate", "Nothing", "Oracle", "PreviousToken", "ReadGates"]
