@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--problems", type=int, default=8, help="how many held-out problems to solve (%(default)s)")
     demo.add_argument("--max-new-tokens", type=int, default=128, help="most tokens a text (%(default)s)")
     demo.add_argument("--json", type=Path, help="write the numbers to this file too")
+    demo.add_argument("--perfetto", type=Path, help="write what was computed and copied when, for ui.perfetto.dev")
     demo.set_defaults(run=_demo)
 
     solve = commands.add_parser("evaluate", help="how many problems of a task a model solves")

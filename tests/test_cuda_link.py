@@ -9,13 +9,16 @@ import random
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers import plain, prompt
+from helpers import Snapshot, plain, prompt, refused
 
 import mobile_nb.runtime.offloaded as offloaded
-from mobile_nb import offload, systems
+from mobile_nb import MobileError, offload, systems
+from mobile_nb.analysis.spans import overlap, spans
 from mobile_nb.memory import cuda as cuda_module
+from mobile_nb.memory import store
 from mobile_nb.memory.cuda import CudaLink
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import NextGate
@@ -45,6 +48,7 @@ class FakeEvent:
         self.cuda, self.done, self.at = cuda, True, 0.0
 
     def record(self, stream):
+        self.at = self.cuda.clock
         if stream.copies:
             self.done = False
 
@@ -62,7 +66,7 @@ class FakeEvent:
         self.cuda.run_until(self)
 
     def elapsed_time(self, other):
-        return other.at - self.at
+        return float(np.float32(other.at - self.at))  # as a card counts
 
 
 class FakeStream:
@@ -148,3 +152,77 @@ def test_a_forgotten_wait_would_be_seen(cuda, monkeypatch):
             assert "NaN" in str(problem)
         else:
             assert ids != expected
+
+
+def test_what_was_computed_when_is_measured_layer_by_layer(cuda):
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        engine.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+        passes, report = engine.trace.passes, engine.report()
+    waves = [wave for done in passes for wave in done.waves]
+    assert {wave.layer for wave in waves} == set(range(len(report))) and {wave.kind for wave in waves} == {"compute"}
+    assert all(wave.end >= wave.begin for wave in waves) and not np.isnan([wave.begin for wave in waves]).any()
+    for done in passes:
+        assert [wave.layer for wave in done.waves] == sorted(wave.layer for wave in done.waves)
+    rows = spans(engine.trace)
+    assert (rows["end"] >= rows["begin"]).all() and set(rows["lane"]) == {"compute", "link"}
+    assert set(rows[rows["what"] == "expert"]["layer"]) == set(range(len(report)))
+    assert 0 <= overlap(rows)["share"] <= 1
+
+
+def test_a_card_that_runs_for_a_day_still_knows_how_long_a_copy_takes(cuda):
+    """It counts milliseconds in 32 bits: times are taken from a moment of the same text."""
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        engine.generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=None)
+        cuda.clock += 1e8
+        engine.generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=None)
+        copies = engine.trace.to_frame("copies")
+    took = (copies["end"] - copies["begin"])[copies["request"] == 1]
+    assert len(took) and took.to_numpy() == pytest.approx(1e-3)
+
+
+def test_records_are_completed_before_they_are_too_many(cuda, monkeypatch):
+    monkeypatch.setattr("mobile_nb.memory.wall.MANY", 20)
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        words = engine.stream(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        for _ in range(10):
+            next(words)
+        assert len(engine._server.link._open) < 60
+        words.close()
+        assert engine.trace.to_frame("copies")["end"].notna().all()
+
+
+@pytest.mark.parametrize("leave", ["close", "change", "remove"])
+def test_no_copy_is_under_way_when_slots_are_given_back(cuda, leave):
+    """Not even one of which no record was made, because an interrupt came between the two."""
+    model = random_model("qwen2_moe")
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        link, one = engine._server.link, np.zeros(1, dtype=int)
+        link.fetch(one, 0, one, one, np.zeros(1))
+        assert cuda.queue and not link._open
+        if leave == "change":
+            engine.change(systems.on_demand(slots=2))
+        elif leave == "close":
+            link.close()
+        if leave != "remove":
+            assert not cuda.queue
+    assert not cuda.queue
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_no_room_for_the_slots_is_one_sentence_and_the_model_is_as_it_was(monkeypatch, layer):
+    model, real, made = random_model("qwen2_moe"), store.Slots, []
+    snapshot = Snapshot.of(model)
+
+    def slots(*given):
+        made.append(given)
+        if len(made) > layer:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return real(*given)
+
+    monkeypatch.setattr(store, "Slots", slots)
+    with refused("no room for 3 slots in each of 3 layers", kinds=MobileError), offload(model, systems.big(slots=3)):
+        raise AssertionError("the block must not be entered")
+    snapshot.check(model)

@@ -217,6 +217,7 @@ class Scheduler:
             yield from self._give(layer, hand)
 
     def _give(self, layer: int, hand: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        self.link.computing(layer, hand)
         yield list(hand)
         self.link.computed(layer, hand)
         hand.clear()

@@ -152,4 +152,22 @@ class Slots:
         self.views = arena.layout.views(self.blocks)
 
 
-__all__ = ["Arena", "Layout", "Slots", "new_blocks"]
+def room_for(arena: Arena, count: int, device: torch.device, layers: int) -> Slots:
+    """The slots of one of `layers` alike.
+
+    Raises:
+        MobileError: the device has no room left for them.
+    """
+    try:
+        return Slots(arena, count, device)
+    except RuntimeError as problem:
+        if not isinstance(problem, torch.OutOfMemoryError) and "memory" not in str(problem):
+            raise
+        gb = layers * count * arena.layout.nbytes / 1e9
+        raise MobileError(
+            f"{device} has no room for {count} slots in each of {layers} layers ({gb:.3g} GB): give fewer slots, a "
+            "smaller budget_gb, or free memory there first."
+        ) from problem
+
+
+__all__ = ["Arena", "Layout", "Slots", "new_blocks", "room_for"]

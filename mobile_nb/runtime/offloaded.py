@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ..clock import VirtualClock
@@ -80,13 +82,10 @@ class Offloaded:
         simulate = hardware is not None or not (self.files or cuda)
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
-        hardware = (
-            Hardware.measure(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
-        )
+        hardware = _reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
         layers, costs = len(self.layers), Costs(hardware, self.geometry, len(self.layers))
         if cuda and not simulate:
-            taken = 0 if self.server is None else self.server.slot_bytes
-            free_gb = 0.9 * (torch.cuda.mem_get_info(self.device)[0] + taken) / 1e9
+            free_gb = 0.9 * self._room() / 1e9
         else:
             free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
         slots, chosen = choose_slots(config, self.geometry, self.layers[0].num_experts, free_gb)
@@ -104,6 +103,15 @@ class Offloaded:
         server.host_cache = self.host_cache
         return server, chosen
 
+    def _room(self) -> int:
+        """Bytes of the card that slots may take: what is free, what torch keeps for reuse, and what will be freed."""
+        free = torch.cuda.mem_get_info(self.device)[0]
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if self.server is not None:
+            return free + self.server.slot_bytes
+        own = (p for layer in self.layers for p in layer.experts.parameters(recurse=False))
+        return free + sum(p.nbytes for p in own if p.device == self.device)
+
     def _conditions(self, server: Server, chosen: str) -> dict:
         """What every number of the trace depends on."""
         layer, measured = self.layers[0], server.link.clock.measured
@@ -119,6 +127,12 @@ class Offloaded:
             | ({"time": "measured", "measured": True} if measured else {})
             | (_FILES if self.files and measured else {})
         )
+
+
+@functools.cache
+def _reading(device: str) -> Hardware:
+    """A card is measured once: that takes seconds, and rows of one table should share their yardstick."""
+    return Hardware.measure(device)
 
 
 __all__ = ["DEFAULT_HARDWARE", "Offloaded"]

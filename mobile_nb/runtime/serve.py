@@ -16,9 +16,9 @@ from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.disk import DiskArena, HostCache
 from ..memory.scheduler import Scheduler
-from ..memory.store import Arena, Slots
+from ..memory.store import Arena, Slots, room_for
 from ..model.adapters import MoELayer
-from ..model.experts import OffloadedExperts, SlotExperts, best
+from ..model.experts import OffloadedExperts, SlotExperts, best, listed
 from ..vocabulary import PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Text, View, ask, consult, counted, read_gates
@@ -71,7 +71,7 @@ class Server:
         for at, layer in enumerate(self.layers):
             if at == len(self.arenas):
                 self.arenas.append(self._arena(at, layer))
-            self._slots.append(Slots(self.arenas[at], self.slots, self._device))
+            self._slots.append(room_for(self.arenas[at], self.slots, self._device, len(self.layers)))
             self._compute.append(SlotExperts(layer.experts, self._slots[-1]))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
@@ -85,6 +85,7 @@ class Server:
 
     def leave(self) -> list[Arena | DiskArena]:
         """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
+        self.link.settle()  # a copy or a computation under way must not outlive its slots
         self.scheduler.cache.clear()
         self.gaps = True
         self._slots.clear()
@@ -130,6 +131,7 @@ class Server:
             "ids": self._ended[0],
             "weights": self._ended[1],
             "copies": self.scheduler.take_copies(),
+            "waves": self.link.take_waves(),
             "gates": read_gates(self.view.read, ids.shape),
         } | {name: since[name] for name in ("requests", "hits", "late", "misses")}
 
@@ -190,11 +192,10 @@ class Server:
                 self._prefetch(at)
                 first = False
             pairs = [(slot, position) for expert, slot in wave for position in columns[expert]]
-            slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
-            if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
-                part = self._compute[at](hidden, slots, weights)
-            else:
-                part = self._compute[at](hidden, slots, weights[:, [position for _, position in pairs]])
+            slots, mine = [slot for slot, _ in pairs], weights
+            if [position for _, position in pairs] != list(range(weights.shape[1])):
+                mine = torch.cat([weights[:, position : position + 1] for _, position in pairs], dim=1)
+            part = self._compute[at](hidden, slots, mine)
             out = part if out is None else out + part
         return torch.zeros_like(hidden) if out is None else out
 
@@ -221,11 +222,12 @@ class Server:
         asked = np.array([[experts[i] for i in order]])
         seconds = np.array([[self.costs.expert_s(amounts[i]) for i in order]])
         out = torch.zeros_like(hidden)
-        slot_of = torch.full((self.layers[at].num_experts,), -1, dtype=index.dtype, device=index.device)
+        numbers = torch.arange(self.layers[at].num_experts, dtype=index.dtype, device=index.device)
+        slot_of = torch.full_like(numbers, -1)
         for wave in self.scheduler.request(at, asked, seconds):
             slot_of.fill_(-1)
-            ids, slots = (torch.tensor(part, device=index.device) for part in zip(*wave, strict=True))
-            slot_of[ids] = slots.to(slot_of.dtype)
+            ids, slots = (listed(numbers, list(part)) for part in zip(*wave, strict=True))
+            slot_of[ids.long()] = slots
             if len(wave) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
                 out = self._compute[at](hidden, slot_of[index], weights)
                 continue
