@@ -1,6 +1,7 @@
 """The export for Perfetto: what a reader of Chrome's trace events finds in it."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from helpers import prompt, refused
@@ -52,14 +53,14 @@ def test_copies_lie_one_after_the_other_and_are_those_of_the_trace(written, trac
             assert event["name"] == f"{copy['kind']} layer {copy['layer']} expert {copy['expert']}"
             assert event["ts"] == pytest.approx(1e6 * copy["begin"], abs=2e-3)
             assert event["dur"] == pytest.approx(1e6 * (copy["end"] - copy["begin"]), abs=2e-3)
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             assert after["ts"] >= before["ts"] + before["dur"] - 1e-6
 
 
 def test_computation_is_in_order_and_ends_with_the_passes(written, traces):
     for process, trace in enumerate(traces.values(), 1):
         found = lane(written, process, COMPUTE)
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             assert after["ts"] >= before["ts"] + before["dur"] - 1e-6
         assert found[-1]["ts"] + found[-1]["dur"] == pytest.approx(1e6 * trace.passes[-1].end, abs=2e-3)
 

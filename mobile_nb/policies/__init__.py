@@ -16,7 +16,7 @@ the user as one sentence that names it.
 from .codec import Full
 from .count import Fraction, PerLayer, Sensitivity, TopK
 from .evict import LFU, LRU, Belady, PredictedReuse, TwoLevel, Weighted
-from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback
+from .keep import Always, Entropy, Margin, MaxProbability, Never, Scheduled, TargetFallback
 from .miss import Anybody, Buddies, Buddy, Drop, Foretold, NearScore, NextRanked, Wait
 from .predict import ExpertMap, Maps, MeanScore, RequestMatrix, Requests, Successors
 from .prefetch import (
@@ -68,6 +68,7 @@ __all__ = [
     "ReadGates",
     "RequestMatrix",
     "Requests",
+    "Scheduled",
     "Sensitivity",
     "Successors",
     "TargetFallback",

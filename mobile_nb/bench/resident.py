@@ -11,7 +11,7 @@ import torch
 from .. import systems
 from ..model.load import load
 from ..model.tiny import random_model
-from .offload import offload
+from ..runtime.offload import offload
 
 LARGE = {  # about 218 M parameters
     "hidden_size": 512,
