@@ -30,12 +30,14 @@ def by_accelerate(model, device: torch.device):
     room = host_room_gb()
     if room is not None and gb > 0.9 * room:
         raise MobileError(
-            f"accelerate wants the experts as it keeps them, another {gb:.1f} GB of host memory, and {room:.1f} are free."
+            f"accelerate keeps the experts in its own way, another {gb:.1f} GB of host memory, and {room:.1f} are free."
         )
     before = [dict(module._parameters) for module in modules]
     try:
         for module in modules:
-            state = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in module.named_parameters()}
+            state = {
+                name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in module.named_parameters()
+            }
             cpu_offload(module, execution_device=device, state_dict=state)
         yield gb
     finally:

@@ -52,10 +52,14 @@ class Recording:
         self._said: dict[str, np.ndarray] = {}
         self._tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for mode, found in ((LITTLE, [a for a, _ in pairs]), (BIG, [b for _, b in pairs])):
-            ids, weights = (np.stack(part) for part in zip(*(_best(p.ids, p.weights, top_k) for p in found), strict=True))
+            ids, weights = (
+                np.stack(part) for part in zip(*(_best(p.ids, p.weights, top_k) for p in found), strict=True)
+            )
             self._said[mode] = ids[:, :, 0]  # [N, L, K]
             self._tables[mode] = torch.as_tensor(ids, device=device), torch.as_tensor(weights, device=device)
-        ids, weights = _best(*(np.concatenate([getattr(p, n) for p in prompts], axis=1) for n in ("ids", "weights")), top_k)
+        ids, weights = _best(
+            *(np.concatenate([getattr(p, n) for p in prompts], axis=1) for n in ("ids", "weights")), top_k
+        )
         self._tables[PROMPT] = torch.as_tensor(ids, device=device), torch.as_tensor(weights, device=device)
         self._gates = [None if b.gates is None else b.gates[0, :, :top_k].astype(int) for _, b in pairs]
         self.token = -1

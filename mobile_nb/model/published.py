@@ -1,7 +1,7 @@
 """Published models without their weights: the exact shapes, and random weights built straight into host arenas.
 
-For measuring what time depends on, which is sizes. Random weights have flat routers and no confidence: what a measurement
-needs of those must be scripted, and said. Knows nothing about offloading.
+For measuring what time depends on, which is sizes. Random weights have flat routers and no confidence: what a
+measurement needs of those must be scripted, and said. Knows nothing about offloading.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Offloaded:
         simulate = hardware is not None or not (self.files or cuda)
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
-        hardware = _reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
+        hardware = reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
         layers, costs = len(self.layers), Costs(hardware, self.geometry, len(self.layers))
         if cuda and not simulate:
             free_gb = 0.9 * self._room() / 1e9
@@ -130,9 +130,9 @@ class Offloaded:
 
 
 @functools.cache
-def _reading(device: str) -> Hardware:
+def reading(device: str) -> Hardware:
     """A card is measured once: that takes seconds, and rows of one table should share their yardstick."""
     return Hardware.measure(device)
 
 
-__all__ = ["DEFAULT_HARDWARE", "Offloaded"]
+__all__ = ["DEFAULT_HARDWARE", "Offloaded", "reading"]
