@@ -97,11 +97,11 @@ ALONE, ALONE_LITTLE = "computing K alone", "computing K/2 alone"
 def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float) -> dict:
     """Writes tokens for about `seconds` (at least LEAST of them) and returns the row.
 
-    Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, link_bound_ms (bytes over the rate of the
-    same run), over_link_bound, bound_ms (the larger of link and computation where needs are known ahead, else their sum),
-    over_bound, hit_rate, overlap (part of the smaller of copying and computing that lay within the other), link_busy
-    (part of the time in which something was copied), waits and launches a token (None without a card), predicted_ms
-    (`replay` of the same routing on the card's own rates), predicted_over_ms, time.
+    Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, hit_rate, time; link_bound_ms (bytes over
+    the rate of the same run) and over_link_bound; bound_ms (the larger of link and computation where needs are known
+    ahead, else their sum) and over_bound; overlap (part of the smaller of copying and computing that lay within the
+    other) and link_busy (part of the time in which something was copied); waits and launches a token (None without a
+    card); predicted_ms (`replay` of the same routing on the card's own rates) and predicted_over_ms.
     """
     with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry) as engine:
         if setting.recording is not None:
