@@ -82,7 +82,7 @@ def test_bounds_are_bounds_and_the_schedule_is_kept(rehearsed):
     assert rows["on demand, LRU"]["bound_ms"] == pytest.approx(rows["on demand, LRU"]["link_bound_ms"] + alone)
     assert rows["next gate"]["bound_ms"] == pytest.approx(max(rows["next gate"]["link_bound_ms"], alone))
     for share in (0.11, 0.21):
-        assert abs(rows[f"MoBiLE, {100 * share:.0f} %"]["fallback_ratio"] * 9 - share * 9) <= 1
+        assert abs(rows[f"MoBiLE, {100 * share:.0f} %"]["fallback_ratio"] * 6 - share * 6) <= 1
     assert rows["on demand, no cache"]["hit_rate"] == 0 < rows["on demand, LRU"]["hit_rate"]
 
 

@@ -327,7 +327,7 @@ def test_the_host_waits_as_often_whether_experts_come_one_by_one_or_not_at_all()
             stream = engine.stream(ids, max_new_tokens=NEW, **GREEDY)
             for _ in range(3):
                 next(stream)
-            counts[slots] = [synchronisations(lambda: next(stream)) for _ in range(3)]
+            counts[slots] = [synchronisations(lambda stream=stream: next(stream)) for _ in range(3)]
             stream.close()
             misses = engine.report()["misses"].sum()
         assert misses > 0

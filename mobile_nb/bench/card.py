@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -20,16 +17,17 @@ from ..hardware import Geometry, Hardware
 from ..model.adapters import find_layers
 from ..model.load import load
 from ..model.published import PUBLISHED, layers_said, random_published
-from ..runtime.offloaded import DEFAULT_HARDWARE, reading
+from ..runtime.offloaded import DEFAULT_HARDWARE
 from ..trace import Trace
 from ..vocabulary import MobileError, number, whole
 from .link import link_rates
+from .machine import conditions
 from .rivals import by_accelerate, tokens_by
 from .rows import ALONE, ALONE_LITTLE, Job, Setting, Yardstick, jobs, run
 from .scripted import Recording
 from .shown import shown_bar
 
-PROMPT = 16  # tokens
+PROMPT = 8  # tokens: each asks for K experts of every layer, which is what a row costs before it is timed
 TEXT = "Question: A baker sells 14 loaves in the morning and twice as many in the afternoon. How many loaves are sold?"
 ACCELERATE = "accelerate's offload"
 
@@ -78,7 +76,8 @@ def bench(options: Options | None = None, *, progress: bool = True) -> dict:
     """
     options = options or Options()
     device = _device(options)
-    about = conditions(options, device)
+    about = conditions(asdict(options), device)
+    about["prompt_tokens"] = PROMPT
     result: dict = {"conditions": about, "link": {}, "rows": []}
     begun = time.perf_counter()
     end = begun + 60 * options.minutes
@@ -96,25 +95,6 @@ def bench(options: Options | None = None, *, progress: bool = True) -> dict:
                 torch.cuda.empty_cache()
     about["seconds"] = round(time.perf_counter() - begun, 1)
     return result
-
-
-def conditions(options: Options, device: torch.device) -> dict:
-    """Everything that the figures depend on."""
-    measured = device.type == "cuda"
-    hardware = reading(str(device)) if measured else Hardware.preset(DEFAULT_HARDWARE)
-    return {
-        "figures": "measured" if measured else "a rehearsal: tiny shapes, simulated time; nothing here is measured",
-        "hardware": asdict(hardware),
-        "driver": _driver() if measured else None,
-        "cuda": torch.version.cuda,
-        **{name: _version(name) for name in ("mobile_nb", "torch", "transformers", "accelerate")},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "prompt_tokens": PROMPT,
-        "options": asdict(options),
-        "scripted": "random weights: which tokens fall back, and where a row names it, the routing",
-    }
 
 
 def _model(name: str, options: Options, device: torch.device, end: float, bar) -> tuple[dict, list[dict]]:
@@ -138,6 +118,7 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar) -
     shared["routing"] = setting.recording.name if setting.recording else "the router's own"
     slots = sorted({max(1, min(s, experts)) for s in options.slots or (top_k, 2 * top_k, experts // 4, experts // 2)})
     slots = slots[-2:] if options.quick else slots
+    slots.sort(key=lambda s: s != experts // 4)  # the paper's size first: the last rows may find no time left
     todo = jobs(top_k, slots, seed=options.seed, gamma=gamma, quick=options.quick)
     rates = _rates(layers, device)
     yardstick = Yardstick(rates.get("pinned_gb_per_s") or rates["pageable_gb_per_s"])
@@ -177,10 +158,11 @@ def _row(model, job: Job, setting: Setting, yardstick: Yardstick, end: float, le
 def _accelerate(model, setting: Setting, yardstick: Yardstick, device: torch.device, end: float) -> dict:
     if device.type != "cuda":
         return {"why": "it moves experts to a CUDA device, and there is none here."}
-    if time.perf_counter() > end:
-        return {"why": "no time was left for it: give more --minutes, or fewer models or slots."}
+    gb = sum(p.nbytes for layer in find_layers(model) for p in layer.experts.parameters(recurse=False)) / 1e9
+    if time.perf_counter() + gb > end:  # a copy of them, the prompt and two tokens, each at 4 GB/s or so
+        return {"why": f"about {gb:.0f} s were not left for it: give more --minutes, or fewer models or slots."}
     try:
-        with by_accelerate(model, device) as gb:
+        with by_accelerate(model, device):
             took = tokens_by(
                 model, setting.prompt, seconds=max(1.0, 0.5 * (end - time.perf_counter())), least=2, most=16
             )
@@ -233,18 +215,4 @@ def _sentence(problem: BaseException) -> str:
     return said if isinstance(problem, MobileError) else f"{type(problem).__name__}: {said[:300] or 'it said nothing'}"
 
 
-def _driver() -> str | None:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
-    return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-__all__ = ["Options", "bench", "conditions"]
+__all__ = ["Options", "bench"]

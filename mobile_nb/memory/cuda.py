@@ -91,6 +91,8 @@ class _Events:
     def over(self) -> bool:
         return self.end.query()
 
+    ended = over  # a card's copy does not fail alone
+
     def times(self) -> tuple[float, float]:
         begin = self.zero_s + self.zero.elapsed_time(self.begin) / 1e3
         return begin, begin + self.begin.elapsed_time(self.end) / 1e3

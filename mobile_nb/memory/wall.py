@@ -24,7 +24,11 @@ class Ticket(Protocol):
     """One copy under way."""
 
     def over(self) -> bool:
-        """Whether it is over; does not wait."""
+        """Whether it is over, and what it brought is there; does not wait."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether it is over or has failed; does not wait."""
         ...
 
     def times(self) -> tuple[float, float]:
@@ -65,7 +69,7 @@ class WallLink(ABC):
         """Makes what is computed from now on wait for a copy."""
 
     def can_start(self, since) -> np.ndarray:
-        while self._under_way and self._under_way[0].over():
+        while self._under_way and self._under_way[0].ended():
             self._under_way.popleft()
         return np.array([len(self._under_way) < self.window])
 
