@@ -15,11 +15,12 @@ import torch
 from helpers import Snapshot, plain, prompt, refused
 
 import mobile_nb.runtime.offloaded as offloaded
-from mobile_nb import MobileError, offload, systems
+from mobile_nb import MobileError, figures, offload, systems
 from mobile_nb.analysis.spans import overlap, spans
 from mobile_nb.memory import cuda as cuda_module
 from mobile_nb.memory import store
 from mobile_nb.memory.cuda import CudaLink
+from mobile_nb.model.experts import listed
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import NextGate
 
@@ -168,6 +169,8 @@ def test_what_was_computed_when_is_measured_layer_by_layer(cuda):
     assert (rows["end"] >= rows["begin"]).all() and set(rows["lane"]) == {"compute", "link"}
     assert set(rows[rows["what"] == "expert"]["layer"]) == set(range(len(report)))
     assert 0 <= overlap(rows)["share"] <= 1
+    figure = figures.timeline(rows[rows["step"] == 2])
+    assert figure.layout.title.subtitle.text.startswith("Measured") and len(figure.data) >= 3
 
 
 def test_a_card_that_runs_for_a_day_still_knows_how_long_a_copy_takes(cuda):
@@ -226,3 +229,9 @@ def test_no_room_for_the_slots_is_one_sentence_and_the_model_is_as_it_was(monkey
     with refused("no room for 3 slots in each of 3 layers", kinds=MobileError), offload(model, systems.big(slots=3)):
         raise AssertionError("the block must not be entered")
     snapshot.check(model)
+
+
+def test_slot_numbers_on_a_card_are_made_of_what_lies_there():
+    there = torch.arange(9, device="meta")  # any device but the CPU
+    assert listed(there, [3, 1, 8]).shape == (3,) and listed(there, [3]).device.type == "meta"
+    assert listed(torch.arange(9), [3, 1, 8]).tolist() == [3, 1, 8]
