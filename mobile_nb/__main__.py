@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from .bench.command import add_bench
 from .replaying import add_commands, write
 
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--problems", type=int, default=8, help="how many held-out problems to solve (%(default)s)")
     demo.add_argument("--max-new-tokens", type=int, default=128, help="most tokens a text (%(default)s)")
     demo.add_argument("--json", type=Path, help="write the numbers to this file too")
+    demo.add_argument("--perfetto", type=Path, help="write what was computed and copied when, for ui.perfetto.dev")
     demo.set_defaults(run=_demo)
 
     solve = commands.add_parser("evaluate", help="how many problems of a task a model solves")
@@ -60,14 +62,7 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--json", type=Path, help="write the numbers to this file too")
     solve.set_defaults(run=_evaluate)
 
-    bench = commands.add_parser("bench", help="measure on this machine")
-    bench.add_argument(
-        "--resident", action="store_true", required=True, help="everything on the device, beside transformers"
-    )
-    bench.add_argument("--tokens", type=int, default=100, help="new tokens a run (%(default)s)")
-    bench.add_argument("--repeats", type=int, default=5, help="pairs of runs (%(default)s)")
-    bench.add_argument("--json", type=Path, help="write the numbers to this file too")
-    bench.set_defaults(run=_bench)
+    add_bench(commands)
 
     plan = commands.add_parser("plan", help="what a model needs on the device and on the host, before anything is read")
     plan.add_argument("model", help="embedded name, local folder or hub id; of a hub id only the config is fetched")
@@ -140,25 +135,6 @@ def _evaluate(args) -> None:
     print(terminal.table(rows))
     print(f"\n{numbers['conditions']}")
     write(args.json, numbers)
-
-
-def _bench(args) -> None:
-    from .runtime.bench import resident
-    from .view import terminal
-
-    rows = resident(args.tokens, args.repeats)
-    shown = [
-        {
-            "model": row["model"],
-            "transformers": f"{row['transformers_ms']:.2f} ms a token",
-            "mobile_nb": f"{row['mobile_nb_ms']:.2f} ms a token",
-            "ratio of tokens/s": f"{row['ratio']:.2f} (pairs {min(row['pairs']):.2f} to {max(row['pairs']):.2f})",
-        }
-        for row in rows
-    ]
-    print(terminal.table(shown))
-    print(f"\nMedians of {args.repeats} pairs, {rows[0]['conditions']}.")
-    write(args.json, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

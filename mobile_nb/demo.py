@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 
 from . import systems
 from .analysis import metrics, tasks
+from .analysis.perfetto import to_perfetto
 from .model.load import STANDS_FOR, embedded, load
 from .runtime.engine import Engine
 from .runtime.offload import offload
@@ -24,6 +26,7 @@ class Demo:
     Attributes:
         prompt: text to be continued; None for `problems` held-out word problems, whose answers are checked.
         hardware, geometry: as in `offload`; an embedded model is timed as the published model that it stands for.
+        perfetto: a file for what was computed and copied when, a process a system; None for none.
         show: receives the pieces of text as they come.   colour: whether they may hold colours.
     """
 
@@ -35,6 +38,7 @@ class Demo:
     prompt: str | None = None
     problems: int = 8
     max_new_tokens: int = 128
+    perfetto: str | os.PathLike | None = None
     show: Callable[[str], None] = field(default=lambda text: None, repr=False)
     colour: bool = False
 
@@ -54,6 +58,7 @@ class Demo:
         problems = tasks.load("word-problems", split="test", n=self.problems) if self.prompt is None else None
         geometry = self.geometry or STANDS_FOR.get(self.model)
         numbers: dict = {"model": self.model, "slots": self.slots, "systems": {}}
+        traces = {}
         for name, config in configs.items():
             with offload(model, config, tokenizer=tokenizer, hardware=self.hardware, geometry=geometry) as engine:
                 if not numbers["systems"]:
@@ -61,6 +66,9 @@ class Demo:
                 self.show(f"\n== {name}\n")
                 right = self._write(engine, problems, every=config.two_passes and "MoBiLE" in name)
                 numbers["systems"][name] = {"right": right} | metrics.summary(engine.trace)
+                traces[name] = engine.trace
+        if self.perfetto is not None:
+            to_perfetto(traces, self.perfetto)
         base = next(iter(numbers["systems"].values()))["seconds_per_token"]
         for row in numbers["systems"].values():
             row["speed_up"] = base / row["seconds_per_token"]

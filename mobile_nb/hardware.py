@@ -97,6 +97,13 @@ def _measure(where) -> Hardware:
     """Reads a CUDA device (torch.device); every rate is the best of five after a warm-up."""
     import torch
 
+    with torch.cuda.device(where):  # events are recorded on the streams of the current device
+        return _measure_current(where)
+
+
+def _measure_current(where) -> Hardware:
+    import torch
+
     host = torch.empty(256 << 20, dtype=torch.uint8).pin_memory()
     card = torch.empty_like(host, device=where)
     small_host, small_card = host[:4096], card[:4096]

@@ -17,13 +17,18 @@ from .files import written_whole
 from .vocabulary import MobileError
 
 VERSION = 1
-COPY_COLUMNS = {"kind": "string", "layer": "int16", "expert": "int16", "slot": "int16", "evicted": "int16"}
-COPY_COLUMNS |= {"begin": "float64", "end": "float64", "form": "int16"}
+PASS_COLUMNS = {"request": "int32", "step": "int32", "mode": "string", "token_id": "int32"}
+PASS_COLUMNS |= dict.fromkeys(("confidence", "gamma", "begin", "end"), "float64")
+_IDS = dict.fromkeys(("layer", "expert", "slot", "evicted"), "int16")
+COPY_COLUMNS = {"kind": "string", **_IDS, "begin": "float64", "end": "float64", "form": "int16"}
 
 
 @dataclass(slots=True)
 class Copy:
-    """One expert over the link. Times in seconds of the clock; `kind` is "demand" or "prefetch"; evicted -1: nobody."""
+    """One expert over the link. Times in seconds of the clock; `kind` is "demand" or "prefetch"; evicted -1: nobody.
+
+    Measured computations of experts are noted likewise, as `kind` "compute"; expert -1: several at once.
+    """
 
     kind: str
     layer: int
@@ -48,6 +53,7 @@ class Pass:
         requests, hits, late, misses: of each layer [L]; the host has the rest.  copies: started since the pass before.
         gates: the K experts that each layer's router named some layers ahead, read on the hidden state of the layer
             `a + 1` before: [A, L, K], -1 where nobody read it; None where no gate was read.
+        waves: when experts were computed, where that was measured.
     """
 
     request: int
@@ -66,6 +72,7 @@ class Pass:
     misses: np.ndarray
     copies: list[Copy] = field(default_factory=list)
     gates: np.ndarray | None = None
+    waves: list[Copy] = field(default_factory=list)
 
     def __eq__(self, other) -> bool:
         def same(a, b):
@@ -110,26 +117,18 @@ class Trace:
         import pyarrow.parquet as pq
 
         p = self.passes
-        columns = {
-            "request": pa.array([x.request for x in p], pa.int32()),
-            "step": pa.array([x.step for x in p], pa.int32()),
-            "mode": pa.array([x.mode for x in p], pa.string()),
-            "token_id": pa.array([x.token_id for x in p], pa.int32()),
-            "confidence": pa.array([x.confidence for x in p], pa.float64()),
-            "gamma": pa.array([x.gamma for x in p], pa.float64()),
-            "begin": pa.array([x.begin for x in p], pa.float64()),
-            "end": pa.array([x.end for x in p], pa.float64()),
+        columns = {name: pa.array([getattr(x, name) for x in p], kind) for name, kind in PASS_COLUMNS.items()} | {
             "shape": pa.array([list(x.ids.shape) for x in p], pa.list_(pa.int32())),
             "ids": pa.array([x.ids.ravel() for x in p], pa.list_(pa.int16())),
             "weights": pa.array([x.weights.ravel() for x in p], pa.list_(pa.float32())),
+            "gates": pa.array([[] if x.gates is None else x.gates.ravel() for x in p], pa.list_(pa.int16())),
         }
-        read = [np.array([], dtype=np.int16) if x.gates is None else x.gates.ravel() for x in p]
-        columns["gates"] = pa.array(read, pa.list_(pa.int16()))
         for name in ("requests", "hits", "late", "misses"):
             columns[name] = pa.array([getattr(x, name) for x in p], pa.list_(pa.int32()))
         for name, kind in COPY_COLUMNS.items():
             kind = pa.list_(pa.type_for_alias(kind))
             columns[f"copy_{name}"] = pa.array([[getattr(c, name) for c in x.copies] for x in p], kind)
+            columns[f"wave_{name}"] = pa.array([[getattr(c, name) for c in x.waves] for x in p], kind)
         about = {"mobile_nb_trace": VERSION, "conditions": self.conditions}
         table = pa.table(columns).replace_schema_metadata({"mobile_nb": json.dumps(about)})
         with written_whole(path) as temporary:
@@ -145,8 +144,7 @@ class Trace:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise MobileError(f"there is no trace at {path}.")
         try:
             table = pq.read_table(path)
@@ -183,10 +181,9 @@ class Trace:
         return Trace(about, [one_token("big", t + 1, ids[t], scores[t]) for t in range(len(ids))])
 
     def _passes(self) -> list[dict]:
-        plain = ("request", "step", "mode", "token_id", "confidence", "gamma", "begin", "end")
         sizes = self.conditions.get("form_bytes") or [self.conditions.get("expert_bytes", 0)]
         return [
-            {name: getattr(p, name) for name in plain}
+            {name: getattr(p, name) for name in PASS_COLUMNS}
             | {"tokens": p.ids.shape[1], "seconds": p.end - p.begin}
             | {"bytes_moved": sum(sizes[c.form] for c in p.copies)}
             | {name: int(getattr(p, name).sum()) for name in ("requests", "hits", "late", "misses")}
@@ -234,17 +231,20 @@ class Trace:
 
 def _pass(row: dict) -> Pass:
     shape = tuple(row.pop("shape"))
-    names = [name for name in COPY_COLUMNS if f"copy_{name}" in row]  # older traces know no forms
-    copies = [
-        Copy(**dict(zip(names, c, strict=True))) for c in zip(*(row.pop(f"copy_{n}") for n in names), strict=True)
-    ]
+    copies, waves = _copies(row, "copy_"), _copies(row, "wave_")
     row["ids"] = np.array(row["ids"], dtype=np.int16).reshape(shape)
     row["weights"] = np.array(row["weights"], dtype=np.float32).reshape(shape)
     gates = np.array(row["gates"], dtype=np.int16)
     row["gates"] = gates.reshape(-1, shape[0], shape[2]) if gates.size else None
     for name in ("requests", "hits", "late", "misses"):
         row[name] = np.array(row[name], dtype=np.int64)
-    return Pass(**row, copies=copies)
+    return Pass(**row, copies=copies, waves=waves)
+
+
+def _copies(row: dict, prefix: str) -> list[Copy]:
+    """Takes them out of a row; older files have no waves, and know no forms."""
+    found = {name: row.pop(prefix + name) for name in COPY_COLUMNS if prefix + name in row}
+    return [Copy(**dict(zip(found, values, strict=True))) for values in zip(*found.values(), strict=True)]
 
 
 __all__ = ["Copy", "Pass", "Trace"]

@@ -42,7 +42,9 @@ def test_a_plan_that_cannot_be_is_one_sentence(folder, capsys, options, said):
 
 def test_the_demo_says_what_goes_where_before_it_loads_anything(folder, capsys, monkeypatch):
     command = ["demo", "--model", str(folder), "--slots", "2", "--prompt", "Tom has 3 apples.", "--max-new-tokens", "3"]
-    assert main(command) == 0
+    assert main([*command, "--perfetto", str(folder / "run.json")]) == 0
+    events = json.loads((folder / "run.json").read_text())["traceEvents"]
+    assert len({event["pid"] for event in events}) == 3, "a process a system"
     shown = capsys.readouterr().out
     assert shown.startswith(str(plan(str(folder), slots=2))) and "MoBiLE" in shown
 

@@ -7,18 +7,27 @@ left to tests/test_gpu.py: real overlap, and real races.
 
 import random
 from contextlib import contextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers import plain, prompt
+from helpers import Snapshot, plain, prompt, refused
 
 import mobile_nb.runtime.offloaded as offloaded
-from mobile_nb import offload, systems
+from mobile_nb import MobileError, figures, offload, systems
+from mobile_nb.analysis.spans import overlap, spans
 from mobile_nb.memory import cuda as cuda_module
+from mobile_nb.memory.codecs import Encoding, Scratch
 from mobile_nb.memory.cuda import CudaLink
+from mobile_nb.memory.link import SimulatedLink
+from mobile_nb.memory.store import Arena
+from mobile_nb.model import decoded
+from mobile_nb.model.adapters import find_layers
+from mobile_nb.model.experts import listed
 from mobile_nb.model.tiny import random_model
-from mobile_nb.policies import NextGate, OnHost
+from mobile_nb.policies import Full, Int4, LowBits, Mixed, NextGate, OnHost
 
 
 class FakeCuda:
@@ -45,6 +54,7 @@ class FakeEvent:
         self.cuda, self.done, self.at = cuda, True, 0.0
 
     def record(self, stream):
+        self.at = self.cuda.clock
         if stream.copies:
             self.done = False
 
@@ -62,7 +72,7 @@ class FakeEvent:
         self.cuda.run_until(self)
 
     def elapsed_time(self, other):
-        return other.at - self.at
+        return float(np.float32(other.at - self.at))  # as a card counts
 
 
 class FakeStream:
@@ -149,3 +159,148 @@ def test_a_forgotten_wait_would_be_seen(cuda, monkeypatch):
             assert "NaN" in str(problem)
         else:
             assert ids != expected
+
+
+def test_what_was_computed_when_is_measured_layer_by_layer(cuda):
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        engine.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+        passes, report = engine.trace.passes, engine.report()
+    waves = [wave for done in passes for wave in done.waves]
+    assert {wave.layer for wave in waves} == set(range(len(report))) and {wave.kind for wave in waves} == {"compute"}
+    assert all(wave.end >= wave.begin for wave in waves) and not np.isnan([wave.begin for wave in waves]).any()
+    for done in passes:
+        assert [wave.layer for wave in done.waves] == sorted(wave.layer for wave in done.waves)
+    rows = spans(engine.trace)
+    assert (rows["end"] >= rows["begin"]).all() and set(rows["lane"]) == {"compute", "link"}
+    assert set(rows[rows["what"] == "expert"]["layer"]) == set(range(len(report)))
+    assert 0 <= overlap(rows)["share"] <= 1
+    figure = figures.timeline(rows[rows["step"] == 2])
+    assert figure.layout.title.subtitle.text.startswith("Measured") and len(figure.data) >= 3
+
+
+def test_a_card_that_runs_for_a_day_still_knows_how_long_a_copy_takes(cuda):
+    """It counts milliseconds in 32 bits: times are taken from a moment of the same text."""
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        engine.generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=None)
+        cuda.clock += 1e8
+        engine.generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=None)
+        copies = engine.trace.to_frame("copies")
+    took = (copies["end"] - copies["begin"])[copies["request"] == 1]
+    assert len(took) and took.to_numpy() == pytest.approx(1e-3)
+
+
+def test_records_are_completed_before_they_are_too_many(cuda, monkeypatch):
+    monkeypatch.setattr("mobile_nb.memory.wall.MANY", 20)
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        words = engine.stream(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        for _ in range(10):
+            next(words)
+        assert len(engine._server.link._open) < 60
+        words.close()
+        assert engine.trace.to_frame("copies")["end"].notna().all()
+
+
+@pytest.mark.parametrize("leave", ["close", "change", "remove"])
+def test_no_copy_is_under_way_when_slots_are_given_back(cuda, leave):
+    """Not even one of which no record was made, because an interrupt came between the two."""
+    model = random_model("qwen2_moe")
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        link, one = engine._server.link, np.zeros(1, dtype=int)
+        link.fetch(one, 0, one, one, np.zeros(1))
+        assert cuda.queue and not link._open
+        if leave == "change":
+            engine.change(systems.on_demand(slots=2))
+        elif leave == "close":
+            link.close()
+        if leave != "remove":
+            assert not cuda.queue
+    assert not cuda.queue
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_no_room_for_the_slots_is_one_sentence_and_the_model_is_as_it_was(monkeypatch, layer):
+    model, real, made = random_model("qwen2_moe"), decoded.Slots, []
+    snapshot = Snapshot.of(model)
+
+    def slots(*given):
+        made.append(given)
+        if len(made) > layer:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return real(*given)
+
+    monkeypatch.setattr(decoded, "Slots", slots)
+    with refused("no room for 3 slots in each of 3 layers", kinds=MobileError), offload(model, systems.big(slots=3)):
+        raise AssertionError("the block must not be entered")
+    snapshot.check(model)
+
+
+def test_slot_numbers_on_a_card_are_made_of_what_lies_there():
+    there = torch.arange(9, device="meta")  # any device but the CPU
+    assert listed(there, [3, 1, 8]).shape == (3,) and listed(there, [3]).device.type == "meta"
+    assert listed(torch.arange(9), [3, 1, 8]).tolist() == [3, 1, 8]
+
+
+MIXED = {"codec": Mixed(Full(), Int4(), low_slots=2), "miss": LowBits(0.3, 0.7)}
+
+
+def test_experts_of_several_forms_arrive_late_and_are_named_in_what_was_computed(cuda):
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    words = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    config = systems.on_demand(slots=4, **MIXED)
+    with offload(model, config) as engine:
+        texts = [engine.generate(ids, **words).token_ids]
+        waves = [wave for done in engine.trace.passes for wave in done.waves]
+        copies, experts = engine.trace.to_frame("copies"), engine.trace.conditions["experts"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offloaded, "SimulatedLink", SimulatedLink)
+        with offload(model, config) as engine:
+            texts.append(engine.generate(ids, **words).token_ids)
+    assert texts[0] == texts[1] and cuda.waits > 0
+    alone = [wave for wave in waves if wave.expert >= 0]
+    assert {wave.form for wave in alone} == set(copies["form"]) == {0, 1}
+    assert max(wave.expert for wave in alone) < experts
+
+
+def test_the_host_computes_while_nothing_is_being_handed_to_the_card(cuda):
+    """What it takes is not taken for the card's, and holds up no slot."""
+    model, ids, order = random_model("qwen2_moe"), prompt(12), []
+    with offload(model, systems.on_demand(slots=3, miss=OnHost(0.5))) as engine:
+        server = engine._server
+        for name in ("computing", "computed"):
+            real = getattr(server.link, name)
+            setattr(server.link, name, lambda *wave, name=name, real=real: (order.append(name), real(*wave)))
+        take = server._host.take
+
+        def noted(*given):
+            work = take(*given)
+            return lambda: (order.append("host"), work())[1]
+
+        server._host.take = noted
+        engine.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    inside = [after for before, after in pairwise(order) if before == "computing"]
+    assert order.count("host") > 3 and set(inside) == {"computed"}
+
+
+def test_no_room_for_slots_of_another_form_is_one_sentence_too(monkeypatch):
+    def full(*given, **words):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    model = random_model("qwen2_moe")
+    snapshot = Snapshot.of(model)
+    monkeypatch.setattr(decoded, "EncodedArena", full)
+    config = systems.on_demand(slots=4, **MIXED)
+    with refused("no room for", kinds=MobileError), offload(model, config):
+        raise AssertionError("the block must not be entered")
+    snapshot.check(model)
+
+
+def test_slot_numbers_of_encoded_slots_may_be_a_list():
+    layer = find_layers(random_model("qwen2_moe"))[0]
+    arena = Arena(layer.experts, layer.num_experts)
+    encoding, scratch = Encoding(arena.layout, Int4()), Scratch(arena.layout, 3, torch.device("cpu"))
+    compute = decoded.DecodedExperts(layer.experts, encoding, encoding.encode(arena.blocks), scratch)
+    hidden, weights = torch.randn(1, 32), torch.rand(1, 3)
+    assert torch.equal(compute(hidden, [5, 0, 2], weights), compute(hidden, torch.tensor([[5, 0, 2]]), weights))

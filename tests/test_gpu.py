@@ -5,6 +5,7 @@ Random models again, so that nothing is needed but the card. Their experts are s
 
 import gc
 import itertools
+import json
 import warnings
 
 import pytest
@@ -12,7 +13,11 @@ import torch
 from helpers import EXPERTS, GREEDY, big_prompt_then_little, every_architecture, gap, make, plain, prompt, refused
 
 from mobile_nb import Hardware, MobileConfig, MobileError, offload, systems
+from mobile_nb.analysis.perfetto import to_perfetto
+from mobile_nb.analysis.spans import overlap, spans
+from mobile_nb.bench.card import Options, bench
 from mobile_nb.model import experts as experts_module
+from mobile_nb.model.published import random_published
 from mobile_nb.policies import LFU, LRU, EvictedRouter, NextGate, Nothing
 
 pytestmark = pytest.mark.gpu
@@ -314,9 +319,133 @@ def test_a_layer_waits_for_nothing_but_its_routing(slots):
     assert max(counts) <= alone + 3 + gates + 6, counts
 
 
+def test_the_host_waits_as_often_whether_experts_come_one_by_one_or_not_at_all():
+    """Arrivals are waited for on the card, and slot numbers are never copied to it."""
+    model, ids, counts = on_card(), ids_on_card(), {}
+    for slots in (4, EXPERTS - 1):
+        with offload(model, systems.on_demand(slots=slots)) as engine:
+            stream = engine.stream(ids, max_new_tokens=NEW, **GREEDY)
+            for _ in range(3):
+                next(stream)
+            counts[slots] = [synchronisations(lambda stream=stream: next(stream)) for _ in range(3)]
+            stream.close()
+            misses = engine.report()["misses"].sum()
+        assert misses > 0
+    assert max(counts[4]) <= min(counts[EXPERTS - 1]) + 1, counts
+
+
 def test_without_room_for_one_slot_the_card_is_left_alone():
     model, ids = on_card(), ids_on_card()
     wanted, before = plain(model, ids, 3), allocated()
     with refused("smallest budget", kinds=MobileError), offload(model, MobileConfig(budget_gb=1e-9)):
         raise AssertionError("the block must not be entered")
     assert allocated() == before and plain(model, ids, 3) == wanted
+
+
+def test_a_card_that_is_full_says_so_in_one_sentence(monkeypatch):
+    """The allocator refuses the second layer's slots: what was moved comes back."""
+    from mobile_nb.model import decoded
+
+    model, ids = on_card(), ids_on_card()
+    wanted, before, real, made = plain(model, ids, 3), allocated(), decoded.Slots, []
+
+    def slots(arena, count, device):
+        made.append(count)
+        if len(made) == 2:
+            torch.empty(1 << 60, dtype=torch.uint8, device=device)
+        return real(arena, count, device)
+
+    monkeypatch.setattr(decoded, "Slots", slots)
+    with refused("no room for 3 slots", kinds=MobileError), offload(model, systems.on_demand(slots=3)):
+        raise AssertionError("the block must not be entered")
+    assert allocated() == pytest.approx(before, abs=4096) and plain(model, ids, 3) == wanted
+
+
+# -- profile, perfetto, bench --------------------------------------------------------------------------------------
+
+
+def test_copies_and_computation_really_overlap(slow_computation):
+    """Everything is wanted ahead and every expert takes a while: the link must work meanwhile."""
+    model, ids = on_card("qwen2_moe", hidden_size=512, moe_intermediate_size=512), ids_on_card()
+    with offload(model, systems.mobile(gamma=1.1, slots=4)) as engine:
+        engine.generate(ids, max_new_tokens=2 * NEW, **GREEDY)
+        rows = spans(engine.trace)
+    found = overlap(rows)
+    assert found["link"] > 0 and found["experts"] > 0
+    assert found["both"] > 0 and found["share"] > 0.05, found
+
+
+def test_what_was_computed_when_lies_inside_its_pass_and_in_order(tmp_path):
+    model, ids = on_card(), ids_on_card()
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        for _ in range(2):
+            engine.generate(ids, max_new_tokens=NEW, **GREEDY)
+        trace = engine.trace
+    for done in trace.passes:
+        moments = [moment for wave in done.waves for moment in (wave.begin, wave.end)]
+        assert {wave.layer for wave in done.waves} == set(range(trace.conditions["layers"]))
+        assert all(b >= a - 5e-6 for a, b in itertools.pairwise(moments))
+        assert done.begin - 1e-3 <= moments[0] and moments[-1] <= done.end + 1e-3, "the clocks agree to a millisecond"
+    path = tmp_path / "run.json"
+    to_perfetto(trace, path)
+    lanes = {e["tid"] for e in json.loads(path.read_text())["traceEvents"] if e["ph"] == "X"}
+    assert len(lanes) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_slots_that_the_host_knows_are_computed_as_the_others(dtype):
+    from mobile_nb.memory.store import Arena, Slots
+
+    model = make("qwen2_moe").to("cuda", dtype)
+    experts = next(m for m in model.modules() if hasattr(m, "down_proj") and getattr(m.down_proj, "ndim", 0) == 3)
+    slots = Slots(Arena(experts, EXPERTS, pin=True), EXPERTS, torch.device("cuda"))
+    compute = experts_module.SlotExperts(experts, slots)
+    hidden = torch.randn(1, slots.views["down_proj"].shape[1], device="cuda").to(dtype)
+    weights = torch.rand(1, 3, device="cuda").to(dtype)
+    known, asked = (
+        compute(hidden, [5, 0, 2], weights),
+        compute(hidden, torch.tensor([[5, 0, 2]], device="cuda"), weights),
+    )
+    near = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}[dtype]
+    assert gap(known, asked) <= near * max(1.0, asked.abs().max().item())
+
+
+def test_published_shapes_lie_in_page_locked_arenas_and_the_rest_on_the_card():
+    model = random_published("deepseek-v2-lite", device=torch.device("cuda", 0), tiny=True)
+    assert not any(p.is_meta for p in model.parameters())
+    for name, p in model.named_parameters():
+        assert p.device.type == ("cpu" if ".mlp.experts." in name else "cuda"), name
+    with offload(model, systems.on_demand(slots=6)) as engine:
+        assert engine.trace.conditions["page_locked"]
+        assert len(engine.generate(ids_on_card(), max_new_tokens=3, **GREEDY).token_ids) == 3
+
+
+def test_the_bench_measures_every_row_of_a_small_table():
+    options = Options(models=("olmoe-1b-7b",), tiny=True, tokens=4, slots=(16,), minutes=3)
+    result = bench(options, progress=False)
+    rows = {row["system"]: row for row in result["rows"]}
+    failed = {name: row["why"] for name, row in rows.items() if "why" in row and "accelerate" not in row["why"]}
+    assert not failed
+    assert result["conditions"]["figures"] == "measured"
+    rates = result["link"]["olmoe-1b-7b"]
+    assert rates["pinned_gb_per_s"] > 0 and rates["pageable_gb_per_s"] > 0 and 0 < rates["ids_idle_us"] < 1e4
+    for name, row in rows.items():
+        if "ms_per_token" in row and "accelerate" not in name:
+            assert row["time"] == "measured" and row["waits"] > 0, name
+    row = rows["on demand, LRU"]
+    assert row["predicted_ms"] > 0 and 0 <= row["overlap"] <= 1 and row["over_link_bound"] > 0
+
+
+def test_a_changed_engine_leaves_no_copy_behind_in_memory_that_others_use():
+    model, ids = on_card("qwen2_moe"), ids_on_card()
+    wanted = plain(model, ids, NEW)
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        for slots in (2, 5, 3):
+            slow_copies(engine, 5_000_000)
+            stream = engine.stream(ids, max_new_tokens=NEW, **GREEDY)
+            next(stream)
+            next(stream)
+            stream.close()  # prefetches may be under way
+            engine.change(systems.mobile(gamma=1.1, slots=slots))
+            assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted

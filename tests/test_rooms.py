@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("runtime", "systems"), 4),
     "analysis": 5,
     "view": 6,
-    **dict.fromkeys(("demo", "replaying"), 7),
+    **dict.fromkeys(("demo", "replaying", "bench"), 7),
     TOP: 8,
 }
 ONLY_IN = {
@@ -34,7 +34,8 @@ ONLY_IN = {
     "ipywidgets": {"view"},
 }
 WITHOUT_TORCH = (
-    "tasks metrics spans foresight problem real functions function_parts word_problems sandbox sandbox_child".split()
+    "tasks metrics spans perfetto foresight problem real functions function_parts word_problems".split()
+    + "sandbox sandbox_child".split()
 )
 NO_TORCH_AT_ALL = tuple(f"mobile_nb.analysis.{name}" for name in WITHOUT_TORCH)
 NO_TORCH_ON_IMPORT = {"vocabulary", "clock", "hardware", "costs", "trace", "routing", "files", "html", "policies", TOP}

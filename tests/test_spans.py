@@ -4,7 +4,7 @@ import pytest
 from helpers import prompt
 
 from mobile_nb import MobileError, Trace, offload, replay, systems
-from mobile_nb.analysis.spans import breakdown, spans
+from mobile_nb.analysis.spans import breakdown, overlap, spans
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import LFU, Drop, EvictedRouter, OnHost, Popularity
 
@@ -99,3 +99,22 @@ def test_what_has_no_lanes_is_told_in_a_sentence():
         spans(trace)
     with pytest.raises(ValueError, match="by must be one of"):
         breakdown(None, by="month")
+
+
+def test_overlap_is_what_both_lanes_cover_together():
+    import pandas as pd
+
+    bars = [
+        ("link", "demand", 0, 4),
+        ("link", "prefetch", 6, 9),
+        ("compute", "expert", 1, 2),
+        ("compute", "expert", 2, 7),
+    ]
+    rows = pd.DataFrame([(1, *bar) for bar in bars], columns=["step", "lane", "what", "begin", "end"])
+    assert overlap(rows) == {"link": 7, "experts": 6, "both": 4, "share": pytest.approx(4 / 6)}
+
+
+def test_prefetches_overlap_with_computation_and_nothing_without_copies_does(traces):
+    shares = [overlap(spans(trace)) for trace in traces]
+    assert all(0 <= found["share"] <= 1 and found["both"] <= found["link"] + 1e-12 for found in shares)
+    assert shares[-1]["both"] == 0 or shares[-1]["link"] > 0

@@ -71,3 +71,20 @@ def test_a_copy_that_fails_is_one_sentence_and_loses_nothing(threaded):
         again = engine.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
     assert again.token_ids == expected
     assert plain(model, ids, 4) == expected
+
+
+def test_a_copy_that_failed_does_not_hold_up_those_after_it():
+    def fails(layer, expert, slot):
+        raise OSError("the file went away")
+
+    link, one = ThreadLink(1, 4, fails), [0]
+    try:
+        for slot in range(link.window):
+            link.fetch(one, 0, one, [slot], None)
+        for ticket in link._under_way:
+            ticket.times()
+        assert link.can_start(None).all()
+        with pytest.raises(MobileError, match="went away"):
+            link.compute(one, 0, one, None)
+    finally:
+        link.close()

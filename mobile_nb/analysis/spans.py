@@ -1,7 +1,9 @@
-"""What was computed and what was copied, when: the lanes of a simulated trace. Knows no torch.
+"""What was computed and what was copied, when: the lanes of a trace. Knows no torch.
 
 A trace holds its passes and its copies. On a virtual clock the rest follows: a layer's attention begins when the layer
 before is over, then the experts that are there are computed, then the others as they arrive (see `memory.scheduler`).
+A measured trace holds when experts were computed; between two layers lies what is called attention here, with whatever
+the card waited for its host. There "wait" is what passes between two computations of one layer.
 
 Legend: T tokens of a pass · L MoE layers · K experts routed to.
 """
@@ -22,7 +24,7 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
     """A row for everything that took time, in a pandas frame.
 
     Args:
-        trace: of a live run on a simulated link, or of a replay.
+        trace: of a live run, or of a replay.
         request, steps: only the passes of this text, and of these of its tokens (a collection); None for all.
 
     Returns:
@@ -33,17 +35,19 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
         Where a miss policy let residents stand in for others, those asked for are named.
 
     Raises:
-        MobileError: the trace was measured: what was computed when is not in it.
+        MobileError: what was computed when is not in the trace, and does not follow from it.
     """
     import pandas as pd
 
     about = trace.conditions
-    if not about.get("hardware_rates") or not about.get("geometry_sizes"):
+    measured, timed = about.get("measured"), any(done.waves for done in trace.passes)
+    if not timed if measured else not (about.get("hardware_rates") and about.get("geometry_sizes")):
         raise MobileError(
-            "spans are worked out from a simulated run, and this trace was measured or made elsewhere: replay it, with "
-            "hardware= and geometry=."
+            "this trace does not say when experts were computed (it was made elsewhere, or all of them were on the "
+            "device all along): replay it, with hardware= and geometry=."
         )
-    costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
+    if not measured:
+        costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
     fixed = about.get("placed", ()) if about.get("slots", 0) < about["experts"] else ()
     there = [dict.fromkeys(fixed[layer] if fixed else (), 0.0) for layer in range(about["layers"])]
     # of each layer: expert -> when its copy was over
@@ -51,7 +55,10 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
     rows: list[tuple] = []
     for done in trace.passes:
         asks = (request is None or done.request == request) and (wanted is None or done.step in wanted)
-        rows += _pass(done, costs, there, asks)
+        if not measured:
+            rows += _pass(done, costs, there, asks)
+        elif asks:
+            rows += _measured(done)
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame.attrs.update(about)
     return frame
@@ -80,6 +87,46 @@ def breakdown(rows, by: str = "layer"):
     table = table.rename_axis(columns=None).reset_index()
     table.attrs.update(rows.attrs)
     return table
+
+
+def overlap(rows) -> dict[str, float]:
+    """Of what `spans` returned, the tokens after the prompt: seconds in which the link copied, in which experts were
+    computed, and in which both happened; and "share", the part of the smaller that lay within the other."""
+    written = rows[rows["step"] > 0]
+    copies = _merged(written[written["lane"] == "link"])
+    experts = _merged(written[written["what"] == "expert"])
+    both, i, j = 0.0, 0, 0
+    while i < len(copies) and j < len(experts):
+        both += max(0.0, min(copies[i][1], experts[j][1]) - max(copies[i][0], experts[j][0]))
+        i, j = (i + 1, j) if copies[i][1] < experts[j][1] else (i, j + 1)
+    link, compute = (sum(end - begin for begin, end in found) for found in (copies, experts))
+    return {"link": link, "experts": compute, "both": both, "share": both / max(min(link, compute), 1e-12)}
+
+
+def _merged(rows) -> list[list[float]]:
+    """Moments that the rows cover, as intervals without overlap, in order."""
+    found: list[list[float]] = []
+    for begin, end in sorted(zip(rows["begin"], rows["end"], strict=True)):
+        if found and begin <= found[-1][1]:
+            found[-1][1] = max(end, found[-1][1])
+        else:
+            found.append([begin, end])
+    return found
+
+
+def _measured(done: Pass) -> list[tuple]:
+    """The rows of one pass on the wall clock. Clocks of card and host agree to some microseconds."""
+    label, now, layer, rows = (done.request, done.step, done.mode), done.begin, None, []
+    for wave in done.waves:
+        begin = max(now, wave.begin)
+        if begin > now:
+            what = "wait" if wave.layer == layer else "attention"
+            rows.append((*label, wave.layer, "compute", what, wave.expert if what == "wait" else -1, now, begin))
+        now, layer = max(begin, wave.end), wave.layer
+        rows.append((*label, layer, "compute", "expert", wave.expert, begin, now))
+    if done.end > now:
+        rows.append((*label, -1, "compute", "head" if done.waves else "attention", -1, now, done.end))
+    return rows + [(*label, c.layer, "link", c.kind, c.expert, c.begin, c.end) for c in done.copies]
 
 
 def _pass(done: Pass, costs: Costs, there: list[dict[int, float]], asks: bool) -> list[tuple]:
@@ -150,4 +197,4 @@ def _asked(done: Pass, layer: int, demanded: dict[int, float]) -> list[tuple[int
     return [(expert, pairs[expert]) for expert in kept[: count - len(others)]] + [(expert, 1) for expert in others]
 
 
-__all__ = ["breakdown", "spans"]
+__all__ = ["breakdown", "overlap", "spans"]

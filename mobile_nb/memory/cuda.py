@@ -1,7 +1,8 @@
 """The link on a CUDA card: one copy stream, an event a slot. Knows nothing about policies.
 
 A fetch waits, on the copy stream, for the slot's last computation, and records an event when it is over; a computation
-waits for that event on the compute stream. Nothing here waits on the host.
+waits for that event on the compute stream. Nothing here waits on the host while a token is computed. `settle` does, and
+before `close` returns nobody reads or writes slots any more: their memory can be given away.
 """
 
 from __future__ import annotations
@@ -25,24 +26,34 @@ class CudaLink(WallLink):
     def __init__(self, layers: int, slots: int, mover: Mover, device: torch.device, *, window: int = 2):
         super().__init__(layers, slots, mover, window=window)
         self.copy_stream = torch.cuda.Stream(device)
-        self._compute_stream = torch.cuda.current_stream(device)
+        self._compute_stream = self._born_in = torch.cuda.current_stream(device)  # slots are allocated on the latter
         self._released = [[None] * slots for _ in range(layers)]
-        self._zero = torch.cuda.Event(enable_timing=True)
-        self._zero.record(self.copy_stream)
-        self._zero.synchronize()
-        self._zero_s = self.clock.read()
+        self._zero: tuple[torch.cuda.Event, float] | None = None
+        self._begun: torch.cuda.Event | None = None
 
     def _start(self, layer: int, expert: int, slot: int) -> _Events:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        zero, begin, end = self._origin(), _event(), _event()
+        now = torch.cuda.current_stream(self.copy_stream.device)
         with torch.cuda.stream(self.copy_stream):
             if self._released[layer][slot] is not None:
                 self.copy_stream.wait_event(self._released[layer][slot])
             else:  # never computed from: whatever the memory was used for before must be over
-                self.copy_stream.wait_stream(self._compute_stream)
+                self.copy_stream.wait_stream(now)
+                self.copy_stream.wait_stream(self._born_in)
             begin.record(self.copy_stream)
             self.mover(layer, expert, slot)
             end.record(self.copy_stream)
-        return _Events(begin, end, self._zero, self._zero_s)
+        return _Events(begin, end, *zero)
+
+    def _origin(self) -> tuple[torch.cuda.Event, float]:
+        """An event and its moment on the clock, made anew for each text: the card counts milliseconds in 32 bits, which
+        are microseconds for some seconds and a quarter of a millisecond after an hour."""
+        if self._zero is None:
+            event = _event()
+            event.record(self.copy_stream)
+            event.synchronize()  # nothing is under way: at once
+            self._zero = event, self.clock.read()
+        return self._zero
 
     def _wait(self, ticket: _Events) -> None:
         self._compute_stream.wait_event(ticket.end)
@@ -50,21 +61,27 @@ class CudaLink(WallLink):
     def begin_layer(self) -> None:
         self._compute_stream = torch.cuda.current_stream(self.copy_stream.device)
 
+    def computing(self, layer: int, wave) -> None:
+        self._begun = _event()
+        self._begun.record(self._compute_stream)
+
     def computed(self, layer: int, wave) -> None:
-        event = torch.cuda.Event()
+        event = _event()
         event.record(self._compute_stream)
         for _, slot in wave:
             self._released[layer][slot] = event
+        self._note(layer, wave, _Events(self._begun, event, *self._origin()))
 
     def settle(self) -> None:
-        if self._open:
-            self.copy_stream.synchronize()
+        self.copy_stream.synchronize()
+        self._compute_stream.synchronize()
         super().settle()
+        self._zero = None
 
 
 @dataclass(slots=True)
 class _Events:
-    """A copy between two events; `zero` is an event at `zero_s` seconds of the clock."""
+    """What lies between two events; `zero` is an event at `zero_s` seconds of the clock."""
 
     begin: torch.cuda.Event
     end: torch.cuda.Event
@@ -74,8 +91,15 @@ class _Events:
     def over(self) -> bool:
         return self.end.query()
 
+    ended = over  # a card's copy does not fail alone
+
     def times(self) -> tuple[float, float]:
-        return tuple(self.zero_s + self.zero.elapsed_time(event) / 1e3 for event in (self.begin, self.end))
+        begin = self.zero_s + self.zero.elapsed_time(self.begin) / 1e3
+        return begin, begin + self.begin.elapsed_time(self.end) / 1e3
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
 
 
 __all__ = ["CudaLink"]

@@ -88,4 +88,19 @@ def host_gb() -> float | None:
     return most / 1e9
 
 
-__all__ = ["host_gb", "host_memory"]
+def host_room_gb() -> float | None:
+    """Memory that can be had now without swapping, of this machine or of the container that it is."""
+    room = host_gb()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kib,) = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        room = min(room or kib * 1024 / 1e9, kib * 1024 / 1e9)
+        group = Path("/sys/fs/cgroup")
+        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        room = min(room, left / 1e9)
+    except (OSError, ValueError):  # another system, or no limit
+        pass
+    return room
+
+
+__all__ = ["host_gb", "host_memory", "host_room_gb"]

@@ -93,6 +93,13 @@ class SimulatedLink:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def take_waves(self) -> list:
+        """No record: when what is computed follows from the costs (`analysis.spans`)."""
+        return []
+
+    def computing(self, layer: int, wave) -> None:
+        """The wave's computation comes now."""
+
     def computed(self, layer: int, wave) -> None:
         """The wave's computation was handed to the device: on a virtual clock `compute` has said it all."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..trace import Copy
 from ..vocabulary import Wanted
 from .cache import Cache
-from .wishes import Waiting, pairs_of
+from .wishes import Waiting, by_rank, pairs_of
 
 COUNTERS = ("requests", "hits", "late", "misses", "prefetches", "used", "wasted", "host")
 
@@ -75,13 +75,8 @@ class Scheduler:
         chosen = np.isin(self._all, list(pairs))
         if instead:
             self._forget(chosen)
-        for rank in range(max(map(len, pairs.values()), default=0)):
-            alike: dict[tuple[int, int], list[int]] = {}
-            for row, each in pairs.items():
-                if rank < len(each):
-                    alike.setdefault(each[rank], []).append(row)
-            for pair, rows in alike.items():
-                self._wish(*pair, np.isin(self._all, rows))
+        for pair, rows in by_rank(pairs):
+            self._wish(*pair, np.isin(self._all, rows))
         self.pump(chosen)
 
     def _forget(self, chosen: np.ndarray) -> None:
@@ -246,6 +241,7 @@ class Scheduler:
             yield from self._give(layer, hand)
 
     def _give(self, layer: int, hand: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        self.link.computing(layer, hand)
         yield list(hand)
         self.link.computed(layer, hand)
         hand.clear()

@@ -6,8 +6,11 @@ is ever copied back. Knows nothing about who decides what is fetched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -152,4 +155,27 @@ class Slots:
         self.views = arena.layout.views(self.blocks)
 
 
-__all__ = ["Arena", "Layout", "Slots", "new_blocks"]
+@contextmanager
+def room_for(slots: np.ndarray, nbytes: list[int], device: torch.device) -> Iterator[None]:
+    """What is allocated inside are slots of a device.
+
+    Args:
+        slots: of each layer and form [L, F].   nbytes: of a slot of each form [F].
+
+    Raises:
+        MobileError: the device has no room left for them.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        if not isinstance(problem, torch.OutOfMemoryError) and "memory" not in str(problem):
+            raise
+        each, gb = slots.sum(axis=1), (slots @ nbytes).sum() / 1e9
+        most = each.max() if (each == each[0]).all() else f"up to {each.max()}"
+        raise MobileError(
+            f"{device} has no room for {most} slots in each of {len(slots)} layers ({gb:.3g} GB): give fewer slots, a "
+            "smaller budget_gb, or free memory there first."
+        ) from problem
+
+
+__all__ = ["Arena", "Layout", "Slots", "new_blocks", "room_for"]

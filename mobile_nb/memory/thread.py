@@ -59,6 +59,9 @@ class _Job:
     def over(self) -> bool:
         return self._done.is_set() and self.problem is None
 
+    def ended(self) -> bool:
+        return self._done.is_set()
+
     def wait(self) -> None:
         self._done.wait()
         if self.problem is not None:

@@ -17,13 +17,18 @@ from ..trace import Copy
 from .link import Mover
 
 _UNKNOWN = np.array([np.nan])  # when a copy begins and ends is known after it: see `settle`
+MANY = 4096  # records whose times are not known yet, from which on those that are over are completed
 
 
 class Ticket(Protocol):
     """One copy under way."""
 
     def over(self) -> bool:
-        """Whether it is over; does not wait."""
+        """Whether it is over, and what it brought is there; does not wait."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether it is over or has failed; does not wait."""
         ...
 
     def times(self) -> tuple[float, float]:
@@ -51,6 +56,8 @@ class WallLink(ABC):
         self._arrival: list[list[Ticket | None]] = [[None] * slots for _ in range(layers)]
         self._under_way: deque[Ticket] = deque()
         self._open: list[tuple[Copy, Ticket]] = []
+        self._waves: list[Copy] = []
+        self._begun_s = 0.0
         self._number = 0
 
     @abstractmethod
@@ -62,7 +69,7 @@ class WallLink(ABC):
         """Makes what is computed from now on wait for a copy."""
 
     def can_start(self, since) -> np.ndarray:
-        while self._under_way and self._under_way[0].over():
+        while self._under_way and self._under_way[0].ended():
             self._under_way.popleft()
         return np.array([len(self._under_way) < self.window])
 
@@ -77,13 +84,31 @@ class WallLink(ABC):
 
     def remember(self, copy: Copy) -> None:
         self._open.append((copy, self._last))
+        if len(self._open) > MANY:  # a card's events are not without limit
+            self._open = [each for each in self._open if not (each[1].over() and self._complete(*each))]
 
     def settle(self) -> None:
-        """Writes real times into the records of copies; waits for those under way."""
-        for copy, ticket in self._open:
-            copy.begin, copy.end = ticket.times()
-            self.copying_s += copy.end - copy.begin
+        """Writes real times into the records of copies and computations; waits for those under way."""
+        for record, ticket in self._open:
+            self._complete(record, ticket)
         self._open.clear()
+
+    def _complete(self, record: Copy, ticket: Ticket) -> bool:
+        record.begin, record.end = ticket.times()
+        if record.kind != "compute":
+            self.copying_s += record.end - record.begin
+        return True
+
+    def take_waves(self) -> list[Copy]:
+        """The computations of experts since the last call, in order."""
+        taken, self._waves = self._waves, []
+        return taken
+
+    def _note(self, layer: int, wave, ticket: Ticket | None = None) -> None:
+        expert = wave[0][0] if len(wave) == 1 else -1
+        self._waves.append(Copy("compute", layer, expert, -1, -1, self._begun_s, self.clock.read()))
+        if ticket is not None:
+            self._open.append((self._waves[-1], ticket))
 
     def ready_at(self, layer: int, slots: np.ndarray) -> np.ndarray:
         """0 for slots whose copy is over, the copy's number where it is under way, infinity for slot -1."""
@@ -113,8 +138,13 @@ class WallLink(ABC):
     def on_host(self, seconds) -> None:
         """The host is at work while it is."""
 
+    def computing(self, layer: int, wave) -> None:
+        """The wave's computation comes now."""
+        self._begun_s = self.clock.read()
+
     def computed(self, layer: int, wave) -> None:
         """The wave's computation was handed out."""
+        self._note(layer, wave)
 
     def landed(self, layer: int) -> bool:
         return all(ticket is None or ticket.over() for ticket in self._arrival[layer])

@@ -6,7 +6,7 @@ Legend: C configurations.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import index
 
@@ -44,4 +44,14 @@ def pairs_of(wanted: Iterable[Wanted] | None, layers: int, experts: int) -> list
     return pairs
 
 
-__all__ = ["Waiting", "pairs_of"]
+def by_rank(pairs: Mapping[int, list[tuple[int, int]]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Wishes of several configurations, in order: each (layer, expert), and whose it is at the same rank."""
+    for rank in range(max(map(len, pairs.values()), default=0)):
+        alike: dict[tuple[int, int], list[int]] = {}
+        for row, each in pairs.items():
+            if rank < len(each):
+                alike.setdefault(each[rank], []).append(row)
+        yield from alike.items()
+
+
+__all__ = ["Waiting", "by_rank", "pairs_of"]

@@ -15,10 +15,10 @@ from torch import nn
 
 from ..memory.cache import Cache
 from ..memory.codecs import EncodedArena, Encoding, Scratch
-from ..memory.store import Arena, Slots
+from ..memory.store import Arena, Slots, room_for
 from ..policies.codec import Codec
 from .adapters import MoELayer
-from .experts import SlotExperts
+from .experts import SlotExperts, listed, picked
 
 
 class DecodedExperts:
@@ -32,24 +32,27 @@ class DecodedExperts:
     def __init__(self, experts: nn.Module, encoding: Encoding, blocks: torch.Tensor, scratch: Scratch):
         self._encoding, self._blocks, self._scratch = encoding, blocks, scratch.blocks
         self._inner = SlotExperts(experts, scratch)
+        self._numbers = torch.arange(len(blocks), device=blocks.device)
         self._rows = torch.arange(len(scratch.blocks), device=blocks.device)
 
-    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor | list[int], weights: torch.Tensor) -> torch.Tensor:
         if len(hidden) == 1:
-            return self._inner(hidden, self._decode(slots[0]), weights)
+            slots = listed(self._numbers, slots) if isinstance(slots, list) else slots[0]
+            self._decode(slots)
+            return self._inner(hidden, list(range(len(slots))), weights)
         out, used = torch.zeros_like(hidden), slots.unique()
         for some in used.split(len(self._scratch)):
             there = slots[..., None] == some  # [T, K, R]
             token, position = torch.nonzero(there.any(dim=-1), as_tuple=True)
-            rows = self._decode(some)[0, there[token, position].int().argmax(dim=-1)]
+            self._decode(some)
+            rows = self._rows[there[token, position].int().argmax(dim=-1)]
             part = self._inner(hidden[token], rows[:, None], weights[token, position][:, None])
             out.index_add_(0, token, part)
         return out
 
-    def _decode(self, slots: torch.Tensor) -> torch.Tensor:
-        """Decodes slots [n], n up to R; returns their rows in the scratch [1, n]."""
+    def _decode(self, slots: torch.Tensor) -> None:
+        """Decodes slots [n], n up to R, into the first rows of the scratch."""
         self._encoding.decode(self._blocks[slots], self._scratch[: len(slots)])
-        return self._rows[None, : len(slots)]
 
 
 class Pools:
@@ -65,31 +68,40 @@ class Pools:
     """
 
     def __init__(self, layer: MoELayer, at: int, arena: Arena, codec: Codec, cache: Cache, device, scratches: dict):
-        experts, pin = layer.experts, device.type == "cuda"
         self._count, self._starts = cache.experts, np.searchsorted(cache.form_in, range(len(codec.forms))).tolist()
+        self._numbers = torch.arange(cache.experts, device=device)
         self._arenas, self._blocks, self._compute = [], [], []
-        for n, form in enumerate(codec.forms):
-            size, ids = int(cache.sizes[0, at, n]), (cache.members(at, n) % cache.experts).tolist()
-            if form.bits is None:
-                slots = Slots(arena, size, device)
-                if size >= len(ids) and size < arena.count:
-                    self._fill(arena, slots.blocks, ids)
-                self._arenas.append(arena)
-                self._blocks.append(slots.blocks)
-                self._compute.append(SlotExperts(experts, slots))
-                continue
-            encoding = Encoding(arena.layout, form)
-            own = EncodedArena(arena, encoding, ids, pin=pin, device=device)
-            blocks = torch.empty(size, encoding.nbytes, dtype=torch.uint8, device=device)
-            if size >= len(ids):
-                self._fill(own, blocks, ids)
-            scratch = scratches.get(arena.layout) or Scratch(arena.layout, layer.top_k, device)
-            scratches[arena.layout] = scratch
-            self._arenas.append(own)
-            self._blocks.append(blocks)
-            self._compute.append(DecodedExperts(experts, encoding, blocks, scratch))
+        encodings = [None if form.bits is None else Encoding(arena.layout, form) for form in codec.forms]
+        with room_for(cache.sizes[0], [(encoding or arena.layout).nbytes for encoding in encodings], device):
+            for n, encoding in enumerate(encodings):
+                size, ids = int(cache.sizes[0, at, n]), (cache.members(at, n) % cache.experts).tolist()
+                if encoding is None:
+                    self._full(layer, arena, size, ids, device)
+                    continue
+                scratch = scratches.get(arena.layout) or Scratch(arena.layout, layer.top_k, device)
+                scratches[arena.layout] = scratch
+                self._encoded(layer, arena, size, ids, encoding, scratch)
         self.blocks, self.nbytes = self._blocks[0], sum(blocks.nbytes for blocks in self._blocks)
-        self.first = self._compute[0]
+        self.first, self.pinned = self._compute[0], all(arena.pinned for arena in self._arenas)
+
+    def _full(self, layer: MoELayer, arena: Arena, size: int, ids: list[int], device) -> None:
+        slots = Slots(arena, size, device)
+        if len(ids) <= size < arena.count:
+            self._fill(arena, slots.blocks, ids)
+        self._add(arena, slots.blocks, SlotExperts(layer.experts, slots))
+
+    def _encoded(self, layer, arena: Arena, size: int, ids: list[int], encoding: Encoding, scratch: Scratch) -> None:
+        device = scratch.blocks.device
+        own = EncodedArena(arena, encoding, ids, pin=device.type == "cuda", device=device)
+        blocks = torch.empty(size, encoding.nbytes, dtype=torch.uint8, device=device)
+        if size >= len(ids):
+            self._fill(own, blocks, ids)
+        self._add(own, blocks, DecodedExperts(layer.experts, encoding, blocks, scratch))
+
+    def _add(self, arena, blocks: torch.Tensor, compute) -> None:
+        self._arenas.append(arena)
+        self._blocks.append(blocks)
+        self._compute.append(compute)
 
     @staticmethod
     def _fill(arena, blocks: torch.Tensor, ids: list[int]) -> None:
@@ -101,7 +113,37 @@ class Pools:
         form, expert = divmod(entry, self._count)
         self._arenas[form].copy_to(expert, self._blocks[form][slot - self._starts[form]])
 
-    def parts(self, wave: list[tuple[int, int]]) -> Iterator[tuple[object, list[tuple[int, int]]]]:
+    def one_token(self, wave: list[tuple[int, int]], columns: dict[int, list[int]], hidden, weights) -> torch.Tensor:
+        """What a wave of (entry, slot) adds to hidden [1, H]. Entries serve columns of weights [1, K]."""
+        out = None
+        for compute, some in self._parts(wave):
+            pairs = [(slot, position) for entry, slot in some for position in columns[entry]]
+            mine = picked(weights, [position for _, position in pairs])
+            part = compute(hidden, [slot for slot, _ in pairs], mine)
+            out = part if out is None else out + part
+        return out
+
+    def many_tokens(self, wave: list[tuple[int, int]], asked: int, hidden, index, weights, out) -> torch.Tensor:
+        """Adds what a wave of (entry, slot), of `asked` of them, makes of hidden [T, H] to `out` [T, H].
+
+        Args:
+            index, weights: experts [T, K] and their weights.
+        """
+        numbers = self._numbers.to(index.dtype)
+        for compute, some in self._parts(wave):
+            ids = listed(numbers, [entry % self._count for entry, _ in some])
+            slots = listed(numbers, [slot for _, slot in some])
+            slot_of = torch.full_like(numbers, -1)
+            slot_of[ids.long()] = slots
+            if len(some) == asked:  # the only one
+                return compute(hidden, slot_of[index], weights)
+            slot = slot_of[index]  # [T, K], -1 for experts of other waves
+            token, position = torch.nonzero(slot >= 0, as_tuple=True)
+            pairs = slot[token, position][:, None], weights[token, position][:, None]
+            out.index_add_(0, token, compute(hidden[token], *pairs))
+        return out
+
+    def _parts(self, wave: list[tuple[int, int]]) -> Iterator[tuple[object, list[tuple[int, int]]]]:
         """A wave of (entry, slot), by form: what computes it, and (entry, slot of its pool)."""
         if len(self._compute) == 1:
             yield self.first, wave

@@ -2,7 +2,8 @@
 
 The arithmetic is the model's own: a shallow copy of its experts module whose weights are views of the slots, called
 with slot numbers in place of expert ids. So biases, interleaved or transposed weights and special gates need no code
-here. One token on a CPU takes a shorter way to the same numbers, where the module is of the common kind.
+here. One token takes a shorter way to the same numbers, where the module is of the common kind and the host knows the
+slots: a few matrix-vector products, for which a card's host waits for nothing.
 
 Legend: T tokens · K experts asked for · S slots · H hidden · I inner.
 """
@@ -54,16 +55,25 @@ class SlotExperts:
             and hasattr(experts, "_apply_gate")
             and set(slots.views) == {"gate_up_proj", "down_proj"}
         )
-        self._short = common and slots.blocks.device.type == "cpu"
+        self._short, self._device = common, slots.blocks.device
+        self._numbers = torch.arange(len(slots.blocks), device=self._device)
         self._gather = slots.blocks[0].nbytes <= GATHER_LIMIT
         if self._short:
             self._gate_up = slots.views["gate_up_proj"].unbind(0)  # S of [2I, H]
             self._down = slots.views["down_proj"].unbind(0)  # S of [H, I]
 
-    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """hidden [T, H], slot numbers [T, K], weights [T, K] -> weighted sum of the experts' outputs [T, H]."""
+    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor | list[int], weights: torch.Tensor) -> torch.Tensor:
+        """hidden [T, H], slot numbers [T, K], weights [T, K] -> weighted sum of the experts' outputs [T, H].
+
+        Of one token the slot numbers may be a list of K: then nobody has to ask the device for them.
+        """
         if self._short and len(hidden) == 1:
-            return self._one(hidden[0], slots[0].tolist(), weights)
+            if isinstance(slots, list):
+                return self._one(hidden[0], slots, weights)
+            if self._device.type == "cpu":
+                return self._one(hidden[0], slots[0].tolist(), weights)
+        if isinstance(slots, list):
+            slots = listed(self._numbers, slots)[None]
         return self._twin(hidden, slots, weights)
 
     def _one(self, x: torch.Tensor, slots: list[int], weights: torch.Tensor) -> torch.Tensor:
@@ -112,6 +122,24 @@ class HostExperts:
         return out
 
 
+def listed(numbers: torch.Tensor, values: list[int]) -> torch.Tensor:
+    """`values` [n] as a tensor beside `numbers`, which is 0, 1, 2 … there.
+
+    On a card it is put together from views of what is there: `torch.tensor` would wait for all computation so far, and
+    even a copy that nobody waits for would queue behind experts on their way.
+    """
+    if numbers.device.type == "cpu":
+        return torch.tensor(values, dtype=numbers.dtype)
+    return torch.cat([numbers[value : value + 1] for value in values])
+
+
+def picked(weights: torch.Tensor, positions: list[int]) -> torch.Tensor:
+    """Columns of weights [1, K], in the order of `positions`; as with `listed`, nothing is copied to a card."""
+    if positions == list(range(weights.shape[1])):
+        return weights
+    return torch.cat([weights[:, position : position + 1] for position in positions], dim=1)
+
+
 def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool, scale=None):
     """The `run` largest-weighted of each token's K experts: index and weights [T, run], largest first.
 
@@ -131,4 +159,4 @@ def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None,
     return index, kept if scale is None else kept * scale[index]
 
 
-__all__ = ["HostExperts", "OffloadedExperts", "SlotExperts", "best"]
+__all__ = ["HostExperts", "OffloadedExperts", "SlotExperts", "best", "listed", "picked"]

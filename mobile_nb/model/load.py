@@ -18,7 +18,7 @@ import torch
 from ..vocabulary import MobileError
 from .checkpoint import Checkpoint
 from .find import STANDS_FOR, embedded, folder_of, why
-from .skeleton import skeleton
+from .skeleton import own_half, skeleton
 from .stream import Amounts, stream
 
 SOON = 0.5  # seconds within which a load needs no bar
@@ -50,7 +50,8 @@ def load(
         device: "auto" (CUDA where there is one), or a torch device. On a CUDA device experts stay in host memory:
             moving them is what the package is about.
         dtype: "auto", a torch dtype or its name. Auto is the checkpoint's, but float32 for embedded models on a CPU,
-            where that is faster and exact. Checkpoints in mxfp4 or 8-bit floats are unpacked to it.
+            where that is faster and exact, and float16 on cards that only imitate bfloat16 (before Ampere: T4, V100).
+            Checkpoints in mxfp4 or 8-bit floats are unpacked to it.
         experts: "memory" for host arenas; "disk" to leave them in their files, from where `offload` reads each one
             when it is needed: for machines whose memory does not hold the model.
         trust_remote_code: run Python code that the model's repository brings.
@@ -103,7 +104,7 @@ def _load(name: str, device: torch.device, dtype, on_disk: bool, trust: bool, pr
 def _streamed(name, config, checkpoint: Checkpoint, device, dtype, on_disk: bool, trust: bool, progress: bool):
     quantizer = unpacking(config)
     if dtype == "auto":
-        dtype = config.dtype or checkpoint.dtype
+        dtype = own_half(config.dtype or checkpoint.dtype, device)
     model = skeleton(config, dtype, trust_remote_code=trust)
     if not type(model).__module__.startswith("transformers."):
         raise OtherLoader("code from the repository may do what it likes when it is loaded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection
 from itertools import chain
 
@@ -33,6 +34,18 @@ def skeleton(config, dtype: torch.dtype, *, trust_remote_code: bool = False):
             if pattern.search(name) and tensor.dtype != torch.float32:
                 put(model, name, torch.empty_like(tensor, dtype=torch.float32))
     return model
+
+
+def own_half(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """float16 in the place of a bfloat16 that a card has no units for, with a warning; else the dtype itself."""
+    if dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return dtype
+    warnings.warn(
+        "this card has no bfloat16 of its own, so the weights are read as float16, whose range is smaller; "
+        "dtype='bfloat16' keeps them as they are, slowly.",
+        stacklevel=2,
+    )
+    return torch.float16
 
 
 def expert_layouts(model: nn.Module) -> dict[str, tuple[nn.Module, int, Layout]]:
@@ -106,4 +119,4 @@ def _get(model: nn.Module, name: str) -> torch.Tensor:
     return getattr(model.get_submodule(path), leaf)
 
 
-__all__ = ["expert_layouts", "finish", "missing_from", "put", "skeleton", "unexpected_by"]
+__all__ = ["expert_layouts", "finish", "missing_from", "own_half", "put", "skeleton", "unexpected_by"]

@@ -16,7 +16,7 @@ the user as one sentence that names it.
 from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
 from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
-from .keep import Always, Entropy, Margin, MaxProbability, Never, TargetFallback, Verified
+from .keep import Always, Entropy, Margin, MaxProbability, Never, Scheduled, TargetFallback, Verified
 from .miss import AllLow, Anybody, Buddies, Buddy, Drop, Foretold, LowBits, NearScore, NextRanked, OnHost, Wait
 from .predict import ExpertMap, Learned, Maps, MeanScore, Network, RequestMatrix, Requests, Successors
 from .prefetch import (
@@ -84,6 +84,7 @@ __all__ = [
     "ReadGates",
     "RequestMatrix",
     "Requests",
+    "Scheduled",
     "Sensitivity",
     "Successors",
     "TargetFallback",

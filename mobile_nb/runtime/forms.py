@@ -14,6 +14,7 @@ import numpy as np
 from ..memory.wishes import pairs_of
 from ..policies.codec import Codec
 from ..policies.miss.ask import Low
+from ..trace import Copy
 from ..vocabulary import MobileError, Wanted
 
 
@@ -67,6 +68,13 @@ class Forms:
         pairs = pairs_of(plain, self.layers, self.experts)
         given = [e for w in answer for e in w.experts]
         return [Wanted(at, (self._entry(at, e, cache, row),)) for (at, _), e in zip(pairs, given, strict=True)]
+
+    def named(self, waves: list[Copy]) -> list[Copy]:
+        """Computations of entries, as of experts in their forms."""
+        for wave in waves:
+            if wave.expert >= 0:
+                wave.form, wave.expert = divmod(wave.expert, self.experts)
+        return waves
 
     def _entry(self, at: int, answer, cache, row: int) -> int:
         if not isinstance(answer, Low):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -85,14 +87,11 @@ class Offloaded:
         simulate = hardware is not None or not (self.files or cuda)
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
-        hardware = (
-            Hardware.measure(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
-        )
+        hardware = reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
         layers, sizes = len(self.layers), self._coded(config)
         costs = Costs(hardware, self.geometry, layers, sizes)
         if cuda and not simulate:
-            taken = 0 if self.server is None else self.server.slot_bytes
-            free_gb = 0.9 * (torch.cuda.mem_get_info(self.device)[0] + taken) / 1e9
+            free_gb = 0.9 * self._room() / 1e9
         else:
             free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
         experts = self.layers[0].num_experts
@@ -114,6 +113,15 @@ class Offloaded:
         server.host_cache = self.host_cache
         return server, (slots, chosen)
 
+    def _room(self) -> int:
+        """Bytes of the card that slots may take: what is free, what torch keeps for reuse, and what will be freed."""
+        free = torch.cuda.mem_get_info(self.device)[0]
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if self.server is not None:
+            return free + self.server.slot_bytes
+        own = (p for layer in self.layers for p in layer.experts.parameters(recurse=False))
+        return free + sum(p.nbytes for p in own if p.device == self.device)
+
     def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:
         """Bytes a weight of each form: as blocks really are, or as the form says where another model is timed."""
         if self.files and not isinstance(config.codec, Full):
@@ -132,7 +140,7 @@ class Offloaded:
             "layers": len(self.layers),
             "experts": layer.num_experts,
             "top_k": layer.top_k,
-            "page_locked": all(arena.pinned for arena in server.arenas),
+            "page_locked": server.pinned,
         }
         return (
             about
@@ -141,4 +149,10 @@ class Offloaded:
         )
 
 
-__all__ = ["DEFAULT_HARDWARE", "Offloaded"]
+@functools.cache
+def reading(device: str) -> Hardware:
+    """A card is measured once: that takes seconds, and rows of one table should share their yardstick."""
+    return Hardware.measure(device)
+
+
+__all__ = ["DEFAULT_HARDWARE", "Offloaded", "reading"]

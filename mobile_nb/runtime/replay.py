@@ -111,7 +111,9 @@ class Replay:
             if self.selection.wrote[n] and token < 0:  # kept here, evicted there: the text is the recording's
                 token = self.tape.passes[i + 1].token_id
             gamma = done.gamma if done.mode == PROMPT else self.gamma
-            yield replace(done, token_id=token, gamma=gamma, begin=begin[n], end=end[n], copies=made, **counts)
+            yield replace(
+                done, token_id=token, gamma=gamma, begin=begin[n], end=end[n], copies=made, waves=[], **counts
+            )
 
 
 def replay(

@@ -19,14 +19,15 @@ from ..memory.scheduler import Scheduler
 from ..memory.store import Arena
 from ..model.adapters import MoELayer
 from ..model.decoded import Pools
-from ..model.experts import OffloadedExperts, best
+from ..model.experts import OffloadedExperts, best, picked
 from ..policies.miss.ask import Host
 from ..vocabulary import BIG, LITTLE, PROMPT
 from .config import MobileConfig
-from .facts import Text, View, consult, counted, read_gates
+from .facts import View, consult, counted, read_gates
 from .forms import Forms
 from .hosted import HostUnit
 from .missed import answered, answers
+from .past import Text
 from .states import States, context
 
 
@@ -71,6 +72,11 @@ class Server:
         """Device memory that they take."""
         return sum(slots.nbytes for slots in self._slots)
 
+    @property
+    def pinned(self) -> bool:
+        """Whether all copies come from page-locked memory."""
+        return all(slots.pinned for slots in self._slots)
+
     def install(self, arenas: Sequence[Arena | DiskArena] = ()) -> None:
         """Packs each layer's experts into an arena, makes its slots, and takes the experts' place.
 
@@ -92,6 +98,7 @@ class Server:
 
     def leave(self) -> list[Arena | DiskArena]:
         """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
+        self.link.settle()  # a copy or a computation under way must not outlive its slots
         self.scheduler.cache.clear()
         self.gaps = True
         arenas = list(self.arenas)
@@ -139,6 +146,7 @@ class Server:
             "ids": self._ended[0],
             "weights": self._ended[1],
             "copies": self.scheduler.take_copies(),
+            "waves": self.forms.named(self.link.take_waves()),
             "gates": read_gates(self.view.read, ids.shape),
         } | {name: since[name] for name in ("requests", "hits", "late", "misses")}
 
@@ -194,27 +202,18 @@ class Server:
         columns: dict[int, list[int]] = {}  # entry -> positions it serves
         for position, entry in enumerate(self.forms.entries(at, ids, self.scheduler.cache)):
             if entry is not None:
-                columns.setdefault(entry, []).append(position)
-        asked, out = np.array([list(columns)], dtype=np.int64), None
+                columns.setdefault(int(entry), []).append(position)
+        asked, parts = np.array([list(columns)], dtype=np.int64), []
         if hosted:
-            on_host = self._host.take(at, hidden, weights[:, list(hosted)], list(hosted.values()))
+            on_host = self._host.take(at, hidden, picked(weights, list(hosted)), list(hosted.values()))
             self.scheduler.on_host(at, len(hosted), self.costs.host_s() * len(hosted))
         seconds = np.array([self.costs.expert_s(1, form) for form in range(len(self.costs.coded))])
         seconds = seconds[asked // self.view.experts]
         for wave in self.scheduler.request(at, asked, seconds, lambda: self._prefetch(at)):
-            for compute, some in self._slots[at].parts(wave):
-                pairs = [(slot, position) for expert, slot in some for position in columns[expert]]
-                slots = torch.tensor([[slot for slot, _ in pairs]], device=hidden.device)
-                if len(pairs) == weights.shape[1] and [p for _, p in pairs] == list(range(len(pairs))):
-                    part = compute(hidden, slots, weights)
-                else:
-                    part = compute(hidden, slots, weights[:, [position for _, position in pairs]])
-                out = part if out is None else out + part
-            if hosted:  # while the link and the device are at work
-                out, hosted = out + on_host(), {}
-        if hosted:
-            return on_host()
-        return torch.zeros_like(hidden) if out is None else out
+            parts.append(self._slots[at].one_token(wave, columns, hidden, weights))
+        if hosted:  # while the link and the device are at work
+            parts.append(on_host())
+        return sum(parts[1:], parts[0]) if parts else torch.zeros_like(hidden)
 
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
         """Who runs in the place of each asked expert."""
@@ -230,19 +229,8 @@ class Server:
         asked, size = np.array([[self.forms.entry(at, experts[i]) for i in order]]), self.view.experts
         seconds = np.array([[self.costs.expert_s(amounts[i], e // size) for i, e in zip(order, asked[0].tolist())]])
         out = torch.zeros_like(hidden)
-        slot_of = torch.full((self.layers[at].num_experts,), -1, dtype=index.dtype, device=index.device)
         for wave in self.scheduler.request(at, asked, seconds):
-            for compute, some in self._slots[at].parts(wave):
-                slot_of.fill_(-1)
-                ids, slots = (torch.tensor(part, device=index.device) for part in zip(*some, strict=True))
-                slot_of[ids % size] = slots.to(slot_of.dtype)
-                if len(some) == len(order):  # the only one, and yet the loop must come to its end: the layer ends there
-                    out = compute(hidden, slot_of[index], weights)
-                    continue
-                slot = slot_of[index]  # [T, K], -1 for experts of other waves
-                token, position = torch.nonzero(slot >= 0, as_tuple=True)
-                pairs = slot[token, position][:, None], weights[token, position][:, None]
-                out.index_add_(0, token, compute(hidden[token], *pairs))
+            out = self._slots[at].many_tokens(wave, len(order), hidden, index, weights, out)
         return out
 
     def _prefetch(self, at: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+from importlib.metadata import version
 
 import torch
 
 from .. import systems
 from ..model.load import load
 from ..model.tiny import random_model
-from .offload import offload
+from ..runtime.offload import offload
 
 LARGE = {  # about 218 M parameters
     "hidden_size": 512,
@@ -32,12 +33,10 @@ def resident(tokens: int = 100, repeats: int = 5) -> list[dict]:
     The two take turns in one process, greedy, from a 20-token prompt; milliseconds a token of the wall clock, medians;
     `ratio` is the median of the pairwise ratios of tokens/s.
     """
-    import transformers
-
     threads = torch.get_num_threads()
     conditions = (
         f"measured on {platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}, float32, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+        f"torch {torch.__version__}, transformers {version('transformers')}, Python {platform.python_version()}"
     )
     prompt = torch.randint(3, 500, (1, 20), generator=torch.Generator().manual_seed(0))
     words = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}

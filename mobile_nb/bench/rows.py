@@ -1,0 +1,220 @@
+"""One configuration, measured: tokens/s beside what its bytes and its arithmetic alone take, and what the host did.
+
+Where the clock is simulated (no card) every figure is, and the row says so.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from .. import systems
+from ..analysis import metrics
+from ..analysis.spans import overlap, spans
+from ..policies import Nothing, Scheduled
+from ..runtime.config import MobileConfig
+from ..runtime.offload import offload
+from ..runtime.replay import replay
+from ..trace import Trace
+from ..vocabulary import MobileError
+from .scripted import Recording
+
+SHARES = (0.11, 0.21)  # of tokens that fall back, in the paper (arXiv 2510.12357)
+COUNTED = 2  # tokens after the timed ones whose waits and launches are counted, each
+LEAST = 4  # tokens that a row needs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a row runs.
+
+    Attributes:
+        system: its name in the table.   config: see `MobileConfig`.
+        forget: the slots are emptied before each token: offloading without a cache.
+        alone: nothing is copied, so that the arithmetic and its launches are timed alone; the text means nothing.
+    """
+
+    system: str
+    config: MobileConfig
+    forget: bool = False
+    alone: bool = False
+
+
+@dataclass
+class Yardstick:
+    """What rows of one model are held against: the link's rate, and seconds of a token's computation alone."""
+
+    link_gb_per_s: float
+    big_s: float | None = None
+    little_s: float | None = None
+
+
+@dataclass
+class Setting:
+    """What rows of one model share.
+
+    Attributes:
+        prompt: ids [1, T].   recording: routing in the routers' place, or None.   sampled: draw tokens, seeded.
+        hardware, geometry: as in `offload`; None where time is measured.
+    """
+
+    prompt: torch.Tensor
+    seed: int = 0
+    recording: Recording | None = None
+    sampled: bool = True
+    hardware: object = None
+    geometry: object = None
+    most: int = 64
+
+
+def jobs(top_k: int, slots: list[int], *, seed: int = 0, gamma: float | None = None, quick: bool = False) -> list[Job]:
+    """The rows of a model, without what needs another engine. `gamma`: None for scripted fallbacks."""
+    found = [Job(ALONE, systems.on_demand(slots=slots[-1]), alone=True)]
+    found += [Job(ALONE_LITTLE, systems.little(slots=slots[-1]), alone=True)]
+    if not quick:
+        found.append(Job("on demand, no cache", systems.on_demand(slots=min(slots[0], top_k)), forget=True))
+    for s in slots:
+        found += [Job("on demand, LRU", systems.on_demand(slots=s)), Job("next gate", systems.next_gate(slots=s))]
+        found.append(Job("all little", systems.little(slots=s)))
+        keeps = (
+            {f"MoBiLE, gamma {gamma:g}": None} if gamma is not None else {f"MoBiLE, {100 * x:.0f} %": x for x in SHARES}
+        )
+        for name, share in keeps.items():
+            config = systems.mobile(0.7 if gamma is None else gamma, slots=s)
+            config = config if share is None else replace(config, keep=Scheduled(share, seed))
+            found.append(Job(name, config))
+            if share in (None, SHARES[0]):
+                found.append(Job(f"{name}, no prefetch", replace(config, prefetch=Nothing())))
+    return found
+
+
+ALONE, ALONE_LITTLE = "computing K alone", "computing K/2 alone"
+
+
+def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float) -> dict:
+    """Writes tokens for about `seconds` (at least LEAST of them) and returns the row.
+
+    Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, hit_rate, time; link_bound_ms (bytes over
+    the rate of the same run) and over_link_bound; bound_ms (the larger of link and computation where needs are known
+    ahead, else their sum) and over_bound; overlap (part of the smaller of copying and computing that lay within the
+    other) and link_busy (part of the time in which something was copied); waits and launches a token (None without a
+    card); predicted_ms (`replay` of the same routing on the card's own rates) and predicted_over_ms.
+    """
+    with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry) as engine:
+        if setting.recording is not None:
+            setting.recording.put_into(engine)
+        if job.alone:
+            _copy_nothing(engine)
+        took, counted = _write(engine, job, setting, seconds)
+        trace = engine.trace
+    whole = Trace(trace.conditions, [done for done in trace.passes if done.step <= len(took)])
+    row = {"tokens": len(took), "tokens_per_s": len(took) / sum(took), "ms_per_token": 1e3 * sum(took) / len(took)}
+    if not job.alone:
+        row |= _bytes(whole, job, yardstick, row["ms_per_token"]) | _lanes(whole, sum(took))
+        row |= _predicted(whole, job, engine, row["ms_per_token"])
+    return row | counted | {"time": trace.conditions["time"], "page_locked": trace.conditions["page_locked"]}
+
+
+def _write(engine, job: Job, setting: Setting, seconds: float) -> tuple[list[float], dict]:
+    torch.manual_seed(setting.seed)
+    how = {"do_sample": True, "top_k": 0} if setting.sampled else {"do_sample": False}
+    most = setting.most + 2 * COUNTED + 1
+    words = engine.stream(setting.prompt, max_new_tokens=most, eos_token_id=None, pad_token_id=0, **how)
+    took: list[float] = []
+    try:
+        next(words)
+        begun = time.perf_counter()
+        while len(took) < setting.most and (len(took) < LEAST or time.perf_counter() - begun < seconds):
+            if job.forget:
+                engine._server.scheduler.cache.clear()
+            took.append(next(words).seconds)
+        counted = _counted(words, engine) if engine.measured and torch.cuda.is_available() else {}
+    finally:
+        words.close()
+    return took, {"waits": None, "launches": None} | counted
+
+
+def _counted(words, engine) -> dict:
+    """How often the host waits for the card in a token, and how many kernels it launches."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in range(COUNTED):
+                next(words)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    waits = sum("synchroniz" in str(warning.message) for warning in seen) / COUNTED
+    try:
+        with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+            for _ in range(COUNTED):
+                next(words)
+            torch.cuda.synchronize()
+        launches = launches_of(profile.events()) / COUNTED
+    except StopIteration:
+        raise
+    except Exception:  # some containers do not let the profiler see the card
+        launches = None
+    return {"waits": waits, "launches": launches or None}
+
+
+def launches_of(events) -> int:
+    """Kernels among a profiler's events: what ran on the card and is neither a copy nor a fill."""
+    there = [event for event in events if str(event.device_type).endswith("CUDA")]
+    return sum(not event.name.startswith(("Memcpy", "Memset", "ProfilerStep")) for event in there)
+
+
+def _copy_nothing(engine) -> None:
+    """Fills every slot with some expert once, and then has the link do nothing."""
+    server = engine._server
+    for arena, slots in zip(server.arenas, server._slots, strict=True):
+        for at, block in enumerate(slots.blocks):
+            arena.copy_to(at, block)
+    if engine.measured and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    server.link.mover = lambda layer, expert, slot: None
+    if hasattr(server.link, "fetch_s"):  # simulated
+        server.link.fetch_s = server.link.fetch_s * 0
+
+
+def _bytes(trace: Trace, job: Job, yardstick: Yardstick, ms: float) -> dict:
+    steps = trace.to_frame("steps")
+    moved, fallback = metrics.bytes_per_token(steps), metrics.fallback_ratio(steps)
+    link_ms = 1e3 * moved / (yardstick.link_gb_per_s * 1e9)
+    row = {"fallback_ratio": fallback, "hit_rate": metrics.hit_rate(steps), "mb_per_token": moved / 1e6}
+    row |= {"link_bound_ms": link_ms, "over_link_bound": ms / link_ms if link_ms else None}
+    if yardstick.big_s is not None and yardstick.little_s is not None:
+        little = job.config.two_passes or job.system == "all little"
+        share = fallback if job.config.two_passes else float(not little)
+        compute_ms = 1e3 * (little * yardstick.little_s + share * yardstick.big_s)
+        ahead = not isinstance(job.config.prefetch, Nothing)
+        bound = max(link_ms, compute_ms) if ahead else link_ms + compute_ms
+        row |= {"compute_ms": compute_ms, "bound_ms": bound, "over_bound": ms / bound}
+    return row
+
+
+def _lanes(trace: Trace, seconds: float) -> dict:
+    try:
+        found = overlap(spans(trace))
+    except MobileError:  # everything was on the device
+        return {"overlap": None, "link_busy": 0.0}
+    return {"overlap": found["share"], "link_busy": found["link"] / seconds}
+
+
+def _predicted(trace: Trace, job: Job, engine, ms: float) -> dict:
+    """What the simulator says of the same routing, on the rates that were read on this card."""
+    if job.forget:
+        return {"predicted_ms": None, "predicted_over_ms": None}  # a replay does not forget
+    try:
+        done = replay(trace, job.config, hardware=engine.hardware, geometry=engine.geometry)
+    except MobileError as problem:
+        return {"predicted_ms": None, "predicted_over_ms": None, "not_predicted": str(problem)}
+    predicted = 1e3 * done.seconds_per_token
+    return {"predicted_ms": predicted, "predicted_over_ms": predicted / ms}
+
+
+__all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "Yardstick", "jobs", "launches_of", "run"]
