@@ -22,7 +22,7 @@ def writer_of(engine_or_model, tokenizer, config: MobileConfig) -> Iterator[_Eng
     Raises:
         TypeError: neither an engine nor a model.   MobileError: a model that cannot be served.
     """
-    if isinstance(engine_or_model, Engine) and (engine_or_model.measured or engine_or_model.model.device.type != "cpu"):
+    if isinstance(engine_or_model, Engine) and not engine_or_model.batches:
         yield _EngineWriter(engine_or_model, tokenizer)
     elif isinstance(engine_or_model, Engine):
         with engine_or_model.batch() as decoder:

@@ -24,9 +24,10 @@ from ..model.adapters import MoELayer
 from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT
 from .config import MobileConfig
-from .facts import Text, consulted, looks_ahead, revises
+from .facts import consulted, looks_ahead, revises
 from .forms import Forms
 from .missed import answered, answers
+from .past import Text
 from .rows import RowView, cut
 from .states import States, context
 

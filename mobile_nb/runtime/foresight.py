@@ -13,9 +13,10 @@ from ..policies.miss.ask import Host
 from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
-from .facts import Facts, Text, ask, consult, revises
+from .facts import Facts, ask, consult, revises
 from .missed import answered
 from .named import most_named
+from .past import Text
 from .tape import Selection, Tape
 
 

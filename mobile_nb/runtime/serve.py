@@ -23,10 +23,11 @@ from ..model.experts import OffloadedExperts, best
 from ..policies.miss.ask import Host
 from ..vocabulary import BIG, LITTLE, PROMPT
 from .config import MobileConfig
-from .facts import Text, View, consult, counted, read_gates
+from .facts import View, consult, counted, read_gates
 from .forms import Forms
 from .hosted import HostUnit
 from .missed import answered, answers
+from .past import Text
 from .states import States, context
 
 
