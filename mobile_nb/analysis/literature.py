@@ -18,6 +18,7 @@ from ..model.load import load
 from ..runtime.config import MobileConfig
 from ..runtime.offload import offload
 from ..trace import Trace
+from ..vocabulary import MobileError
 from . import tasks
 
 TASKS = ("word-problems", "small-functions")
@@ -100,8 +101,11 @@ class World:
         return p.OnHost.of(Hardware.preset(self.hardware), Geometry.of(self.geometry)).ratio
 
     @cached_property
-    def network(self) -> p.Network:
-        return p.Network.shipped(self.name)
+    def network(self) -> p.Network | None:
+        try:
+            return p.Network.shipped(self.name)
+        except MobileError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ ENTRIES: dict[str, Entry] = {
         "2510.26730", "stall -98.5 %", exact=True,
     ),
     "MoE-Beyond": Entry(
-        lambda w, s: systems.moe_beyond(w.network, slots=s) if w.name == "tiny-olmoe" else None,
+        lambda w, s: None if w.network is None else systems.moe_beyond(w.network, slots=s),
         "2508.17137", "hits 17 -> 72 % at 10 % capacity, no time given", exact=True,
     ),
     "Fiddler": Entry(
