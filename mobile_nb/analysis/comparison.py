@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -40,9 +40,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        return json.dumps(
-            [self.world, self.task, self.system, self.share, self.n, self.seed, self.split, self.hardware]
-        )
+        return json.dumps(astuple(self))
 
 
 def cells(
@@ -77,12 +75,12 @@ def measure(cell: Cell) -> dict | None:
     if config is None:
         return None
     exact = entry is not None and entry.exact
-    n = max(8, cell.n // 4) if exact and cell.system != FULL else cell.n
-    result = _written(world, cell, config, n)
-    full = _full(cell)
+    n = min(cell.n, max(8, cell.n // 4)) if exact and cell.system != FULL else cell.n
+    result, full = _written(world, cell, config, n), _full(cell, cell.n)
+    alike = full if n == cell.n else _full(cell, n)  # batches of other sizes round otherwise
     right = [each.right for each in result.solved]
     before = [each.right for each in full.solved[: len(right)]]
-    same = [a.token_ids == b.token_ids for a, b in zip(result.solved, full.solved, strict=False)]
+    same = [a.token_ids == b.token_ids for a, b in zip(result.solved, alike.solved, strict=True)]
     gains, losses = (sum(a and not b for a, b in pairs) for pairs in (zip(right, before), zip(before, right)))
     difference = (gains - losses) / n
     if exact and all(same):  # then it is right wherever the full model is
@@ -144,20 +142,20 @@ def _world(name: str, hardware: str) -> World:
     return World(name, hardware)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _full_of(world: str, task: str, share: float, n: int, seed: int, split: str, hardware: str):
     one = _world(world, hardware)
     config = ENTRIES[FULL].make(one, max(1, round(share * one.experts)))
     return _written(one, Cell(world, task, FULL, share, n, seed, split, hardware), config, n)
 
 
-def _full(cell: Cell):
-    return _full_of(cell.world, cell.task, 0.25, cell.n, cell.seed, cell.split, cell.hardware)
+def _full(cell: Cell, n: int):
+    return _full_of(cell.world, cell.task, 0.25, n, cell.seed, cell.split, cell.hardware)
 
 
 def _written(world: World, cell: Cell, config, n: int):
     model, tokenizer = world.loaded
-    problems = tasks.load(cell.task, split=cell.split, n=cell.n, seed=cell.seed)[:n]
+    problems = tasks.load(cell.task, split=cell.split, n=n, seed=cell.seed)
     with offload(model, config, tokenizer=tokenizer, hardware=cell.hardware, geometry=world.geometry) as engine:
         return evaluate(engine, tokenizer, problems, batch_size=64, progress=False)
 
