@@ -134,6 +134,21 @@ def table(found: Sequence[dict]):
     return frame
 
 
+def summary(frame):
+    """One row a system and share, over worlds and tasks: `speed_up` (geometric mean), `least` and `most` of it,
+    `difference` in points (mean of the paired ones) and the worst of them, `same_text`, `cells` and whether it is
+    `exact`."""
+    import numpy as np
+
+    each = frame.assign(log=np.log(frame.speed_up), points=100 * frame.difference).groupby(["share", "system"])
+    found = each.agg(
+        speed_up=("log", lambda log: float(np.exp(log.mean()))), least=("speed_up", "min"), most=("speed_up", "max"),
+        difference=("points", "mean"), worst=("points", "min"), same_text=("same_text", "mean"),
+        exact=("exact", "first"), cells=("ms", "size"),
+    ).reset_index()  # fmt: skip
+    return found.sort_values(["share", "speed_up"], ascending=[True, False], ignore_index=True)
+
+
 @functools.lru_cache(maxsize=1)
 def _world(name: str, hardware: str) -> World:
     import torch
@@ -174,4 +189,4 @@ class _processes:
             self._pool.shutdown(cancel_futures=True)
 
 
-__all__ = ["FULL", "SHARES", "Cell", "cells", "measure", "rows", "table"]
+__all__ = ["FULL", "SHARES", "Cell", "cells", "measure", "rows", "summary", "table"]
