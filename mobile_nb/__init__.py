@@ -3,11 +3,11 @@
     hidden ─▶ router ─▶ top-K experts, best first
                  ├─ how many run?             count      little K/2 · big K
                  ├─ on the device?            cache      hit · miss
-                 │     └─ miss: what then?    miss       wait · host · buddy · near score · drop
+                 │     └─ miss: what then?    miss       wait · host · low bits · buddy · drop
                  │            └─ fetch        link       host arena ─▶ device slot
                  ├─ who leaves?               evict      LRU · LFU · predicted reuse · popular
                  ├─ what to fetch early?      prefetch   evicted token's router · next gate · request matrix
-                 └─ in what form?             codec      full
+                 └─ in what form?             codec      full · 8, 4 or 2 bits · two forms
     logits ─▶ keep the little token?          keep       max probability ≥ gamma
                  └─ no: crop one KV position, prefetch, run big
     every event ─▶ trace ─▶ frames

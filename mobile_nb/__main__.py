@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from . import comparing, replaying
 from .bench.command import add_bench
-from .replaying import add_commands, write
+from .replaying import write
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", help="of the weights, such as bfloat16 (the config's)")
     plan.set_defaults(run=_plan)
 
-    add_commands(commands)
+    for module in (comparing, replaying):
+        module.add_commands(commands)
 
     families = commands.add_parser("architectures", help="check every family with fused experts in this transformers")
     families.add_argument("names", nargs="*", metavar="name", help="transformers model types (all of them)")

@@ -1,5 +1,6 @@
 """MoE-Beyond: its network, how it is judged, what it may know, and how it runs."""
 
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from mobile_nb import load, offload, replay, systems
 from mobile_nb.analysis.beyond import figures, simulated, table
+from mobile_nb.files import data_path
 from mobile_nb.model.adapters import find_layers
 from mobile_nb.policies import Learned, Network, PredictedReuse
 
@@ -70,6 +72,17 @@ def test_a_network_is_a_value_and_comes_back_from_its_file(tmp_path):
         Network.load(path)
     with refused("there is no shipped predictor tiny-nothing-honest"):
         Network.shipped("tiny-nothing")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in data_path("beyond").glob("*.json")))
+def test_shipped_ones_are_small_and_fit_their_models(name):
+    config = json.loads(data_path(name, "config.json").read_text())
+    (experts,) = [config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config]
+    for version in beyond.VERSIONS:
+        network = Network.shipped(name, version)
+        assert network.shape[1:] == (experts, config["hidden_size"])
+        assert bool(network.honest) == (version == "honest")
+        assert data_path("beyond", f"{name}-{version}.safetensors").stat().st_size < 1e6
 
 
 # -- what it is trained on -----------------------------------------------------------------------------------------

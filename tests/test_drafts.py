@@ -110,7 +110,7 @@ def test_no_length_slots_or_way_of_drafting_changes_the_text(length, slots, n, g
         assert frame[field].tolist() == [getattr(step, field) for step in steps], field
     assert frame.seconds.tolist() == pytest.approx([step.seconds for step in steps])
     assert sum(step.seconds for step in steps) == pytest.approx(moments[-1])
-    assert sum(step.bytes_moved for step in steps) == engine.report().gb_moved.sum() * 1e9
+    assert sum(step.bytes_moved for step in steps) == pytest.approx(engine.report().gb_moved.sum() * 1e9)
     if config.miss.lossless and config.codec.lossless:
         assert replay(engine.trace, config).trace.passes == engine.trace.passes
 
@@ -149,7 +149,7 @@ def test_a_coarse_copy_drafts_without_a_byte_over_the_link():
     drafting = [copy for p in engine.trace.passes if p.mode == "little" for copy in p.copies]
     assert drafting and {copy.kind for copy in drafting} == {"prefetch"}
     assert systems.moe_speq().lossless and not systems.moe_speq(keep=MaxProbability()).lossless
-    with refused("what", "changes", "run it live"):
+    with refused("cannot tell whom", "run it live"):
         replay(engine.trace, engine.config)
 
 

@@ -38,7 +38,7 @@ def refuse_to_offload(model, config, *fragments, kinds=(ValueError, TypeError, M
 # -- the configuration ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [0, -1, 2.5, "8", True, float("nan"), [3]])
+@pytest.mark.parametrize("slots", [0, -1, 2.5, "8", True, float("nan"), {3}])
 def test_slots_must_be_a_whole_number_of_at_least_one(slots):
     with refused("slots must be", "at least 1", repr(slots), kinds=(ValueError, TypeError)):
         systems.mobile(slots=slots)

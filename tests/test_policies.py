@@ -19,11 +19,13 @@ from mobile_nb.policies import (
     EvictedRouter,
     Fraction,
     Full,
+    Int4,
     Margin,
     MaxProbability,
     Never,
     NextGate,
     Nothing,
+    PerExpert,
     TopK,
     Wait,
 )
@@ -181,6 +183,9 @@ KNOWN = {  # what has to be learned or measured first, of policies and systems
     **dict.fromkeys(("AdaptiveDepth", "ByPriority", "Cumulative", "PredictedReuse", "expertflow"), (SUCCESSORS,)),
     **dict.fromkeys(("Sensitivity", "adapmoe"), ((1.0, 2.0), 0.1)),
     **dict.fromkeys(("PerLayer", "lexi"), ((2, 1),)),
+    "PerExpert": ((Full(), Int4()), [[0, 1]]),
+    "mc": (PerExpert((Full(), Int4()), [[0, 1]]),),
+    "quantized": (Int4(),),
 }
 
 

@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("runtime", "systems"), 4),
     "analysis": 5,
     "view": 6,
-    **dict.fromkeys(("demo", "replaying", "bench"), 7),
+    **dict.fromkeys(("demo", "comparing", "replaying", "bench"), 7),
     TOP: 8,
 }
 ONLY_IN = {

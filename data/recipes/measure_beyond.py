@@ -227,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", help="embedded names (all with shipped predictors)")
     parser.add_argument("--problems", type=int, default=10, help="test problems of each task (%(default)s)")
-    parser.add_argument("--live", type=int, default=4, help="test problems in the runtime, 0 for none (%(default)s)")
+    parser.add_argument("--live", type=int, default=6, help="test problems in the runtime, 0 for none (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and of the simulator's contents")
     parser.add_argument("--json", type=Path, default=ROOT / "data" / "results" / "moe_beyond.json")
     options = parser.parse_args()

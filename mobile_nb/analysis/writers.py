@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 from ..runtime.batch import BatchDecoder, Row, installed
@@ -22,7 +24,7 @@ def writer_of(engine_or_model, tokenizer, config: MobileConfig) -> Iterator[_Eng
     Raises:
         TypeError: neither an engine nor a model.   MobileError: a model that cannot be served.
     """
-    if isinstance(engine_or_model, Engine) and (engine_or_model.measured or engine_or_model.model.device.type != "cpu"):
+    if isinstance(engine_or_model, Engine) and not engine_or_model.batches:
         yield _EngineWriter(engine_or_model, tokenizer)
     elif isinstance(engine_or_model, Engine):
         with engine_or_model.batch() as decoder:
@@ -66,14 +68,21 @@ class _EngineWriter:
     def __init__(self, engine: Engine, tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
         self.top_k = engine.trace.conditions["top_k"]
+        keep = engine.config.keep
+        self._gamma = {} if engine.gamma is None else {"keep": replace(keep, gamma=engine.gamma)}
 
     def write(self, prompts: Sequence[str], longest: int, stop: Sequence[str]) -> Written:
         rows, passes = [], len(self.engine.trace.passes)
         more = {"stop_strings": list(stop), "tokenizer": self.tokenizer} if stop else {}
         for prompt in prompts:
+            if not self.engine.measured:  # on an empty device, as in a batch
+                self.engine.change(replace(self.engine.config, **self._gamma))
+                passes = 0
             inputs = self.tokenizer(prompt, return_tensors="pt")
             steps = self.engine.generate(inputs, max_new_tokens=longest, do_sample=False, **more).steps
-            rows.append(Row([s.token_id for s in steps], [s.confidence for s in steps], [s.fell_back for s in steps]))
+            device = {} if self.engine.measured else _account(steps[1:])
+            facts = ([getattr(s, name) for s in steps] for name in ("token_id", "confidence", "fell_back"))
+            rows.append(Row(*facts, device))
         shared, fallbacks = [0.0] * self.engine.trace.conditions["layers"], 0
         added = self.engine.trace.passes[passes:]
         for little, big in pairwise(added):
@@ -82,6 +91,13 @@ class _EngineWriter:
                 both = little.ids[:, 0, :, None] == big.ids[:, 0, None, :]  # [L, K, K]
                 shared = [a + float(b) for a, b in zip(shared, both.sum((1, 2)), strict=True)]
         return rows, shared, fallbacks
+
+
+def _account(steps) -> dict[str, float]:
+    """As `Fleet.account`, of some steps; what computation alone takes is not told apart."""
+    hits, requests = (sum(s.hits for s in steps), sum(s.hits + s.misses + s.host for s in steps))
+    seconds, moved = sum(s.seconds for s in steps), sum(s.bytes_moved for s in steps)
+    return {"seconds": seconds, "computing_s": math.nan, "bytes": moved, "requests": requests, "hits": hits}
 
 
 def fingerprint(model) -> str:

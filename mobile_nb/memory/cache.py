@@ -88,6 +88,8 @@ class Cache:
 
     def closed(self, rows: np.ndarray, layer: int, entries: np.ndarray) -> np.ndarray:
         """[R, S] slots that entries [R] may not take, whoever is in them."""
+        if self.entries == self.experts:
+            return self.shut[rows, layer]
         return self.shut[rows, layer] | (self.form_in != entries[:, None] // self.experts)
 
     def find(self, layer: int, ids: np.ndarray) -> np.ndarray:
@@ -119,8 +121,10 @@ class Cache:
         """
         expert_in = self.expert_in[rows, layer]  # [R, S]
         known = np.maximum(expert_in, 0)
-        finest, uses = self.uses[rows, layer, : self.experts], self.uses[rows, layer]  # [R, E], [R, F * E]
+        uses = self.uses[rows, layer]  # [R, F * E]
+        finest = None
         if self.entries > self.experts:
+            finest = np.take_along_axis(uses, known % self.experts, axis=1)
             uses = np.tile(uses.reshape(len(rows), -1, self.experts).sum(axis=1), self.entries // self.experts)
         history = History(
             last_used=self.last_used[rows, layer],
@@ -128,7 +132,7 @@ class Cache:
             fetched=self.fetched[rows, layer],
             next_use=None if self.next_use is None else np.take_along_axis(self.next_use[rows, layer], known, axis=1),
             expected=self._expected(rows, layer, known % self.experts),
-            finest=np.take_along_axis(finest, known % self.experts, axis=1),
+            finest=finest,
         )
         try:
             score = np.array(self.evict.score(history), dtype=float)

@@ -28,7 +28,7 @@ class History:
     fetched: np.ndarray  # request count when it came
     next_use: np.ndarray | None = None  # number of the pass that asks for it next, inf for never; only a replay knows
     expected: np.ndarray | None = None  # what `expects` last said of it in this text; None before its first token
-    finest: np.ndarray | None = None  # how often the layer has asked for it in the codec's first form
+    finest: np.ndarray | None = None  # how often the layer has asked for it in the first of several forms
 
 
 class Evict(Protocol):
@@ -133,7 +133,7 @@ class Weighted:
 
     def score(self, history: History) -> np.ndarray:
         terms = [(self.recency, history.last_used), (self.frequency, history.uses)]
-        if self.finest:
+        if self.finest and history.finest is not None:
             terms.append((self.finest, history.finest))
         return sum(w * term / np.maximum(term.max(axis=1, keepdims=True), 1e-30) for w, term in terms)
 

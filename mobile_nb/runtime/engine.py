@@ -116,6 +116,11 @@ class Engine:
         text = self.tokenizer.decode(ids, skip_special_tokens=True) if self.tokenizer is not None else ""
         return Generation(ids, text, steps, **{name: tuple(tensors) for name, tensors in kept.items()})
 
+    @property
+    def batches(self) -> bool:
+        """Whether `batch` is offered: a simulated device, experts in host memory, and no drafts."""
+        return not (self.measured or self.config.drafts or self._offloaded.files or self.model.device.type != "cpu")
+
     @contextmanager
     def batch(self) -> Iterator[BatchDecoder]:
         """Writes many texts at once, each on a device of its own like this one, empty at first. Simulated time only.
@@ -127,8 +132,8 @@ class Engine:
             MobileError: the engine is writing, or was closed, or its time is measured.
         """
         self._check_open()
-        if self.measured or self.model.device.type != "cpu" or self._offloaded.files:
-            raise MobileError("a batch needs simulated devices, and experts in host memory: write text after text.")
+        if not self.batches:
+            raise MobileError("a batch needs simulated devices, experts in host memory and no drafts.")
         if not self._writing.acquire(blocking=False):
             raise MobileError(BUSY)
         config, layers = replace(self.config, keep=self._keep), self._offloaded.layers

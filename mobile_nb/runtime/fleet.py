@@ -175,6 +175,8 @@ class Fleet:
         """What each text asks the device for, and what is computed once its policy has answered."""
         ids, amounts = index.tolist(), weights.float().tolist()
         asked, changed, hosted = [], False, np.zeros(self.texts, dtype=np.int64)
+        if self._answers:
+            self.scheduler.pump()  # so that nobody who is there now has to leave before the request
         for row in self.rows:
             place, view = self.place[row], self.views[row]
             mine = ids[place][: runs[place]]

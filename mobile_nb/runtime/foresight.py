@@ -137,6 +137,7 @@ class Foresight(Facts):
             self.at, (ids, weights) = layer, self._routed(layer)
             said = dict(zip(ids.tolist(), weights.tolist(), strict=True))
             asked = [expert for expert in self.tape.best[self.selection.index[n], layer].tolist() if expert in experts]
+            self._playing.pump()  # as a live run does before it asks
             there = [slot >= 0 for slot in self._playing.cache.slot_of[0, layer, asked].tolist()]
             answer = answered(config.miss, asked, [said[expert] for expert in asked], there, self)
             return np.isin(experts, [each.expert for each in answer if isinstance(each, Host)]), seconds

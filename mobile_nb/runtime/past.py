@@ -1,4 +1,4 @@
-"""What policies may be told of a text that is being written: its routing, and how its passes went.
+"""What a text was routed to so far, and how its passes went.
 
 Legend: L MoE layers · E experts · K experts routed to · T tokens of a pass · N tokens.
 """

@@ -170,9 +170,8 @@ class Server:
         self.link.elapse(self.costs.layer_s(tokens))
         if self._settled[at] or self._settle(at):
             return self._hit(at, hidden, index, weights)
-        if tokens == 1:
-            return self._one_token(at, hidden, index, weights)
-        return self._many_tokens(at, hidden, index, weights)
+        serve = self._one_token if tokens == 1 else self._many_tokens
+        return serve(at, hidden, index, weights)
 
     def _count(self, at: int, k: int, weights: torch.Tensor) -> tuple[int, int | None]:
         mode, told = self.mode or PROMPT, ()
@@ -218,6 +217,7 @@ class Server:
     def _replaced(self, at: int, ids: list[int], weights: list[float]) -> list:
         """Who runs in the place of each asked expert."""
         self.view.at = at
+        self.scheduler.pump()  # so that nobody who is there now has to leave before the request
         entries = [self.forms.entry(at, expert) for expert in ids]
         there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, entries].tolist()]
         return answered(self.config.miss, ids, weights, there, self.view)

@@ -1,0 +1,219 @@
+"""What the comparison runs: every published system on one small world, what it has to know beforehand, and its claim.
+
+A world is an embedded model, timed as the published model that it stands for. What systems learn, they learn from
+problems of the training split. Claims are the papers' own, on their hardware and models; see the notebook for ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from .. import policies as p
+from .. import systems
+from ..hardware import Geometry, Hardware
+from ..model.find import STANDS_FOR
+from ..model.load import load
+from ..runtime.config import MobileConfig
+from ..runtime.offload import offload
+from ..trace import Trace
+from ..vocabulary import MobileError
+from . import tasks
+
+TASKS = ("word-problems", "small-functions")
+CARD = "rtx4080-pcie4"
+LEARNED_FROM = 8  # training problems of each task
+
+
+@dataclass(frozen=True)
+class World:
+    """One embedded model and all that systems may know of it beforehand; each is made when it is first asked for."""
+
+    name: str
+    hardware: str = CARD
+
+    @cached_property
+    def loaded(self):
+        return load(self.name)
+
+    @property
+    def geometry(self) -> str:
+        return STANDS_FOR[self.name]
+
+    @cached_property
+    def experts(self) -> int:
+        return Geometry.of(self.geometry).num_experts
+
+    @cached_property
+    def problems(self) -> dict[str, list]:
+        return {task: tasks.load(task, split="train", n=LEARNED_FROM, seed=11) for task in TASKS}
+
+    def trace_of(self, *names: str) -> Trace:
+        """Full-K routing of the training problems of some tasks."""
+        model, tokenizer = self.loaded
+        with offload(model, systems.big(slots=self.experts), tokenizer=tokenizer) as engine:
+            for name in names:
+                for problem in self.problems[name]:
+                    engine.generate(problem.prompt, max_new_tokens=problem.longest, do_sample=False)
+            return engine.trace
+
+    @cached_property
+    def trace(self) -> Trace:
+        return self.trace_of(*TASKS)
+
+    @cached_property
+    def text(self):
+        """[1, N] the training problems with their solutions, one after the other."""
+        tokenizer = self.loaded[1]
+        some = [problem for each in self.problems.values() for problem in each[:2]]
+        return tokenizer(" ".join(q.prompt + q.solution for q in some), return_tensors="pt").input_ids[:, :300]
+
+    @cached_property
+    def buddies(self) -> p.Buddies:
+        return p.Buddies.from_trace(self.trace)
+
+    @cached_property
+    def buddies_by_output(self) -> p.Buddies:
+        from ..model.outputs import expert_outputs
+
+        return p.Buddies.from_outputs(expert_outputs(self.loaded[0], self.text))
+
+    @cached_property
+    def sensitivity(self) -> list[float]:
+        from ..model.sensitivity import sensitivities
+
+        model, tokenizer = self.loaded
+        some = [problem for each in self.problems.values() for problem in each[:4]]
+        texts = (tokenizer(q.prompt + q.solution, return_tensors="pt").input_ids for q in some)
+        return sensitivities(model, texts).tolist()
+
+    @cached_property
+    def fewer(self) -> list[int]:
+        """LExI's experts a layer, three quarters of K in all."""
+        from ..model.outputs import deviations
+
+        loss = deviations(self.loaded[0])
+        return p.PerLayer.least_loss(loss, round(0.75 * loss.size)).runs
+
+    @cached_property
+    def ratio(self) -> float:
+        return p.OnHost.of(Hardware.preset(self.hardware), Geometry.of(self.geometry)).ratio
+
+    @cached_property
+    def network(self) -> p.Network | None:
+        try:
+            return p.Network.shipped(self.name)
+        except MobileError:
+            return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the comparison.
+
+    Attributes:
+        make: (world, slots) -> the configuration, or None where the world lacks what it takes. `slots` are of whole
+            experts; a system with smaller forms gets as many bytes.
+        paper, claim: where it is from, and what it says of itself.
+        exact: it writes what the full model writes.
+    """
+
+    make: Callable[[World, int], MobileConfig | None]
+    paper: str
+    claim: str
+    exact: bool = False
+
+
+def _bytes(world: World, slots: int) -> float:
+    """GB of so many whole experts in every layer."""
+    geometry = Geometry.of(world.geometry)
+    return slots * geometry.moe_layers * geometry.expert_bytes / 1e9
+
+
+def _adapmoe(world: World, slots: int) -> MobileConfig:
+    from .curves import slots_by_layer
+
+    each = slots_by_layer(world.trace, slots * len(world.sensitivity))
+    middle = sorted(world.sensitivity)[len(world.sensitivity) // 2]
+    return systems.adapmoe(world.sensitivity, 0.02 * middle, slots=each)
+
+
+def _hobbit(world: World, slots: int) -> MobileConfig:
+    return systems.hobbit(low_slots=slots, budget_gb=_bytes(world, slots))
+
+
+ENTRIES: dict[str, Entry] = {
+    "on demand, LRU": Entry(lambda w, s: systems.on_demand(slots=s), "-", "the baseline", exact=True),
+    "next gate": Entry(
+        lambda w, s: systems.next_gate(slots=s), "2312.17238", "Mixtral, T4: 1.33 x by prefetching", exact=True
+    ),
+    "MoE-Infinity": Entry(
+        lambda w, s: systems.moe_infinity(p.Requests.from_trace(w.trace), slots=s),
+        "2401.14361", "DeepSeek-V2-Lite, A5000: 155 ms a token, vLLM 485", exact=True,
+    ),
+    "FineMoE": Entry(
+        lambda w, s: systems.finemoe(p.Maps.from_trace(w.trace), slots=s),
+        "2502.05370", "time a token -22 % against MoE-Infinity", exact=True,
+    ),
+    "ExpertFlow": Entry(
+        lambda w, s: systems.expertflow(p.Successors.from_trace(w.trace), slots=s),
+        "2510.26730", "stall -98.5 %", exact=True,
+    ),
+    "MoE-Beyond": Entry(
+        lambda w, s: None if w.network is None else systems.moe_beyond(w.network, slots=s),
+        "2508.17137", "hits 17 -> 72 % at 10 % capacity, no time given", exact=True,
+    ),
+    "Fiddler": Entry(
+        lambda w, s: systems.fiddler(p.Popularity.from_trace(w.trace), w.ratio, slots=s),
+        "2402.07033", "1.26 x llama.cpp on one request", exact=True,
+    ),
+    "speculative, K/2": Entry(lambda w, s: systems.speculative(4, slots=s), "ours", "-", exact=True),
+    "MoE-SpeQ": Entry(
+        lambda w, s: systems.moe_speq(4, budget_gb=_bytes(w, s)) if s >= w.experts / 2 else None,
+        "2511.14102", "Phi-MoE: 2.34 x", exact=True,
+    ),
+    "all little": Entry(lambda w, s: systems.little(slots=s), "2510.12357", "55.6 % on Qwen1.5-MoE's table"),
+    "MoBiLE": Entry(
+        lambda w, s: systems.mobile(0.7, slots=s), "2510.12357", "1.60 to 1.72 x, within 0.3 points"
+    ),
+    "BuddyMoE": Entry(
+        lambda w, s: systems.buddymoe(w.buddies, slots=s), "2511.10054", "1.07 x at 3/4 resident, -4 points"
+    ),
+    "buddies by output": Entry(
+        lambda w, s: systems.buddymoe(w.buddies_by_output, slots=s), "ours", "a comparison for BuddyMoE"
+    ),
+    "random buddy": Entry(lambda w, s: systems.anybody(slots=s), "2511.10054", "-18 points at 3/4 resident"),
+    "drop": Entry(lambda w, s: systems.drop(slots=s), "-", "the floor"),
+    "SMoE": Entry(lambda w, s: systems.smoe(slots=s), "2508.18983", "time a token -48 %, -0.1 points"),
+    "SMoE, half on the host": Entry(
+        lambda w, s: systems.smoe(host=w.ratio, slots=s), "2508.18983", "time a token -48 %, -0.1 points"
+    ),
+    "early routing": Entry(
+        lambda w, s: systems.early_routing(slots=s), "2308.12066", "1.5 x, lossless after training; untrained here"
+    ),
+    "AdapMoE": Entry(_adapmoe, "2408.10284", "1.35 x, 24 % of tokens with one expert"),
+    "LExI": Entry(lambda w, s: systems.lexi(w.fewer, slots=s), "2509.02753", "no claim on offloading"),
+    "eMoE": Entry(
+        lambda w, s: systems.emoe(p.Popularity.from_trace(w.trace), slots=s), "2503.06823", "memory -80 %, time -17 %"
+    ),
+    "int8": Entry(
+        lambda w, s: systems.quantized(p.Int8(), budget_gb=_bytes(w, s)), "2312.17238", "routing untouched"
+    ),
+    "int4": Entry(
+        lambda w, s: systems.quantized(p.Int4(), budget_gb=_bytes(w, s)), "2312.17238", "2 to 4 bits on a T4"
+    ),
+    "MC": Entry(
+        lambda w, s: systems.mc(p.PerExpert.from_trace(w.trace), budget_gb=_bytes(w, s)),
+        "2410.06270", "2.54 bits at -3.8 points",
+    ),
+    "HOBBIT": Entry(_hobbit, "2411.01433", "2.30 x MoE-Infinity, at most -1 point"),
+}  # fmt: skip
+
+
+def premoe(world: World, task: str, slots: int) -> MobileConfig:
+    """PreMoe, which knows the task."""
+    return systems.premoe(p.Popularity.from_trace(world.trace_of(task), by_weight=True), slots=slots)
+
+
+__all__ = ["CARD", "ENTRIES", "TASKS", "Entry", "World", "premoe"]
