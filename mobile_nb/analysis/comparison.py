@@ -28,8 +28,8 @@ ANSWERS = ["n", "accuracy", "low", "high", "difference", "half_width", "same_tex
 
 @dataclass(frozen=True)
 class Cell:
-    """What to measure. n: problems. Systems whose text is known already, from the full model or from the smallest share,
-    are timed on a quarter of them, at least 8."""
+    """What to measure. n: problems. Systems whose text is known already, from the full model or from the smallest
+    share, are timed on a quarter of them, at least 8."""
 
     world: str
     task: str

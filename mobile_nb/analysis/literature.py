@@ -174,7 +174,9 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.moe_speq(4, budget_gb=_bytes(w, s)) if s >= w.experts / 2 else None,
         "2511.14102", "Phi-MoE: 2.34 x", exact=True,
     ),
-    "all little": Entry(lambda w, s: systems.little(slots=s), "2510.12357", "55.6 % on Qwen1.5-MoE's table", fixed=True),
+    "all little": Entry(
+        lambda w, s: systems.little(slots=s), "2510.12357", "55.6 % on Qwen1.5-MoE's table", fixed=True
+    ),
     "MoBiLE": Entry(
         lambda w, s: systems.mobile(0.7, slots=s), "2510.12357", "1.60 to 1.72 x, within 0.3 points", fixed=True
     ),
@@ -191,7 +193,8 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.smoe(host=w.ratio, slots=s), "2508.18983", "time a token -48 %, -0.1 points"
     ),
     "early routing": Entry(
-        lambda w, s: systems.early_routing(slots=s), "2308.12066", "1.5 x, lossless after training; untrained here", fixed=True
+        lambda w, s: systems.early_routing(slots=s),
+        "2308.12066", "1.5 x, lossless after training; untrained here", fixed=True,
     ),
     "AdapMoE": Entry(_adapmoe, "2408.10284", "1.35 x, 24 % of tokens with one expert", fixed=True),
     "LExI": Entry(lambda w, s: systems.lexi(w.fewer, slots=s), "2509.02753", "no claim on offloading", fixed=True),
@@ -202,7 +205,8 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.quantized(p.Int8(), budget_gb=_bytes(w, s)), "2312.17238", "routing untouched", fixed=True
     ),
     "int4": Entry(
-        lambda w, s: systems.quantized(p.Int4(), budget_gb=_bytes(w, s)), "2312.17238", "2 to 4 bits on a T4", fixed=True
+        lambda w, s: systems.quantized(p.Int4(), budget_gb=_bytes(w, s)),
+        "2312.17238", "2 to 4 bits on a T4", fixed=True,
     ),
     "MC": Entry(
         lambda w, s: systems.mc(p.PerExpert.from_trace(w.trace), budget_gb=_bytes(w, s)),
