@@ -116,13 +116,14 @@ class Entry:
         make: (world, slots) -> the configuration, or None where the world lacks what it takes. `slots` are of whole
             experts; a system with smaller forms gets as many bytes.
         paper, claim: where it is from, and what it says of itself.
-        exact: it writes what the full model writes.
+        exact: it writes what the full model writes.   fixed: what it writes does not depend on the device.
     """
 
     make: Callable[[World, int], MobileConfig | None]
     paper: str
     claim: str
     exact: bool = False
+    fixed: bool = False
 
 
 def _bytes(world: World, slots: int) -> float:
@@ -173,9 +174,11 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.moe_speq(4, budget_gb=_bytes(w, s)) if s >= w.experts / 2 else None,
         "2511.14102", "Phi-MoE: 2.34 x", exact=True,
     ),
-    "all little": Entry(lambda w, s: systems.little(slots=s), "2510.12357", "55.6 % on Qwen1.5-MoE's table"),
+    "all little": Entry(
+        lambda w, s: systems.little(slots=s), "2510.12357", "55.6 % on Qwen1.5-MoE's table", fixed=True
+    ),
     "MoBiLE": Entry(
-        lambda w, s: systems.mobile(0.7, slots=s), "2510.12357", "1.60 to 1.72 x, within 0.3 points"
+        lambda w, s: systems.mobile(0.7, slots=s), "2510.12357", "1.60 to 1.72 x, within 0.3 points", fixed=True
     ),
     "BuddyMoE": Entry(
         lambda w, s: systems.buddymoe(w.buddies, slots=s), "2511.10054", "1.07 x at 3/4 resident, -4 points"
@@ -190,22 +193,24 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.smoe(host=w.ratio, slots=s), "2508.18983", "time a token -48 %, -0.1 points"
     ),
     "early routing": Entry(
-        lambda w, s: systems.early_routing(slots=s), "2308.12066", "1.5 x, lossless after training; untrained here"
+        lambda w, s: systems.early_routing(slots=s),
+        "2308.12066", "1.5 x, lossless after training; untrained here", fixed=True,
     ),
-    "AdapMoE": Entry(_adapmoe, "2408.10284", "1.35 x, 24 % of tokens with one expert"),
-    "LExI": Entry(lambda w, s: systems.lexi(w.fewer, slots=s), "2509.02753", "no claim on offloading"),
+    "AdapMoE": Entry(_adapmoe, "2408.10284", "1.35 x, 24 % of tokens with one expert", fixed=True),
+    "LExI": Entry(lambda w, s: systems.lexi(w.fewer, slots=s), "2509.02753", "no claim on offloading", fixed=True),
     "eMoE": Entry(
         lambda w, s: systems.emoe(p.Popularity.from_trace(w.trace), slots=s), "2503.06823", "memory -80 %, time -17 %"
     ),
     "int8": Entry(
-        lambda w, s: systems.quantized(p.Int8(), budget_gb=_bytes(w, s)), "2312.17238", "routing untouched"
+        lambda w, s: systems.quantized(p.Int8(), budget_gb=_bytes(w, s)), "2312.17238", "routing untouched", fixed=True
     ),
     "int4": Entry(
-        lambda w, s: systems.quantized(p.Int4(), budget_gb=_bytes(w, s)), "2312.17238", "2 to 4 bits on a T4"
+        lambda w, s: systems.quantized(p.Int4(), budget_gb=_bytes(w, s)),
+        "2312.17238", "2 to 4 bits on a T4", fixed=True,
     ),
     "MC": Entry(
         lambda w, s: systems.mc(p.PerExpert.from_trace(w.trace), budget_gb=_bytes(w, s)),
-        "2410.06270", "2.54 bits at -3.8 points",
+        "2410.06270", "2.54 bits at -3.8 points", fixed=True,
     ),
     "HOBBIT": Entry(_hobbit, "2411.01433", "2.30 x MoE-Infinity, at most -1 point"),
 }  # fmt: skip
