@@ -33,16 +33,16 @@ ALLOWED = 0.003  # accuracy that may be lost
 
 def choices(world: World, codecs: bool) -> dict[str, dict[str, dict]]:
     """For each question the changes that may be tried: words -> fields of a `MobileConfig`."""
-    near = {f"near score {a:g}": p.NearScore(a) for a in (0.1, 0.25, 0.5)}
+    near = {f"near score {a:g}": p.NearScore(a) for a in (0.1, 0.25)}
     host = {f"{word}, rest split with the host": p.OnHost(world.ratio, True, miss) for word, miss in near.items()}
     host["split with the host"] = p.OnHost(world.ratio, balance=True)
-    mobile = {f"MoBiLE {gamma:g}": systems.mobile(gamma) for gamma in (0.5, 0.7, 0.9)}
+    mobile = {f"MoBiLE {gamma:g}": systems.mobile(gamma) for gamma in (0.7, 0.9)}
     found = {
         "count": {"all K": {"count": p.TopK(), "keep": p.Always()}}
         | {word: {"count": each.count, "keep": each.keep} for word, each in mobile.items()},
-        "prefetch": {"none": p.Nothing(), "evicted router": p.EvictedRouter(), "next gate": p.NextGate(1, 4)},
-        "miss": {"wait": p.Wait(), "buddy": p.Buddy(world.buddies)} | near | host,
-        "evict": {"LRU": p.LRU(), "mean score": p.PredictedReuse(p.MeanScore(16)), "LFU": p.LFU()},
+        "prefetch": {"none": p.Nothing(), "evicted router": p.EvictedRouter()},
+        "miss": {"wait": p.Wait()} | near | host,
+        "evict": {"LRU": p.LRU(), "mean score": p.PredictedReuse(p.MeanScore(16))},
     }
     if codecs:
         found["codec"] = {

@@ -32,7 +32,7 @@ MODELS = {
         "model_type": "deepseek_v2", "intermediate_size": 384, "moe_intermediate_size": 48, "first_k_dense_replace": 1,
         "kv_lora_rank": 128, "q_lora_rank": None, "qk_nope_head_dim": 16, "qk_rope_head_dim": 128, "v_head_dim": 32,
         "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "norm_topk_prob": False,
-        "routed_scaling_factor": 2.0, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+        "routed_scaling_factor": 16.0, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
     },
     "tiny-qwen3-moe": {
         "model_type": "qwen3_moe", "intermediate_size": 384, "moe_intermediate_size": 24, "head_dim": 32,

@@ -27,6 +27,7 @@ class MoELayer:
         renormalises: the router divides its K weights by their sum, so that fewer of them must be scaled up.
         router: the child that gives (…, weights, index) for hidden states alone; None where the block is needed.
         scale: [E] by which the router multiplies its weights at the very end, or None.
+        ranked: the router names its experts best first; some leave them in any order.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MoELayer:
     renormalises: bool
     router: nn.Module | None = None
     scale: torch.Tensor | None = None
+    ranked: bool = True
 
     def route(self, hidden: torch.Tensor) -> torch.Tensor:
         """The K experts, best first [T, K], that this layer's router gives to hidden states [T, H].
@@ -172,7 +174,8 @@ def _layer(name: str, block: nn.Module, kind: str, asked: Asked) -> MoELayer:
             "without weights of their own are not understood."
         )
     scale = getattr(asked.router, "per_expert_scale", None)
-    totals = (weights if scale is None else weights / scale[index]).float().sum(dim=-1)
+    plain = (weights if scale is None else weights / scale[index]).float()
+    totals = plain.sum(dim=-1)
     spread = (totals.std() / totals.mean().abs().clamp_min(1e-9)).item()
     fixed = 1e-4 if weights.dtype == torch.float32 else 4e-3
     return MoELayer(
@@ -184,6 +187,7 @@ def _layer(name: str, block: nn.Module, kind: str, asked: Asked) -> MoELayer:
         renormalises=spread < fixed,
         router=asked.router if _routes_alone(asked) else None,
         scale=scale,
+        ranked=bool((plain[:, 1:] <= plain[:, :-1]).all()),
     )
 
 

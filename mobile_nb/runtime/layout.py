@@ -32,7 +32,7 @@ def _asked(tape: Tape, selection: Selection, config: MobileConfig) -> tuple[np.n
     runs = {mode: [config.count.run(mode, layer, k) for layer in range(layers)] for mode in (PROMPT, LITTLE, BIG)}
     many = {}  # prompts: (pass, layer) -> experts, amounts
     counts = np.zeros((len(index), layers), dtype=np.int64)
-    chosen = np.where(tape.single[index, None, None], tape.ids[index], -1)  # [P, L, K]
+    chosen = np.where(tape.single[index, None, None], tape.best[index], -1)  # [P, L, K]
     modes = np.array([tape.passes[i].mode for i in index])
     for mode, answers in runs.items():
         rows = np.flatnonzero((modes == mode) & tape.single[index])

@@ -102,7 +102,8 @@ def cut(layer: MoELayer, at: int, count, modes: list[str], index: torch.Tensor, 
         answers = [known[mode] for mode in modes]
     runs = [run for run, _ in answers]
     if set(answers) == {(layer.top_k, None)}:
-        return index, weights, runs
+        ranked = (index, weights) if layer.ranked else best(index, weights, layer.top_k, None, False, layer.scale)
+        return *ranked, runs
     if len(set(answers)) == 1:
         return *best(index, weights, *answers[0], layer.renormalises, layer.scale), runs
     ids, amounts = index.clone(), torch.zeros_like(weights)

@@ -167,6 +167,8 @@ class Server:
         run, over = self._count(at, layer.top_k, weights)
         if run < layer.top_k or over is not None:
             index, weights = best(index, weights, run, over, layer.renormalises, layer.scale)
+        elif not layer.ranked:
+            index, weights = best(index, weights, run, None, False, layer.scale)
         self.link.elapse(self.costs.layer_s(tokens))
         if self._settled[at] or self._settle(at):
             return self._hit(at, hidden, index, weights)
