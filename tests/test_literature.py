@@ -60,6 +60,7 @@ from mobile_nb.policies import (
     ReadGates,
     RequestMatrix,
     Requests,
+    Scheduled,
     Sensitivity,
     Successors,
     TargetFallback,
@@ -119,7 +120,7 @@ def choices():
     return {
         "count": [TopK(), Fraction(), PerLayer((3, 2, 4)), Sensitivity((1.0, 0.5, 2.0), 0.1), WeightRatio(0.9)],
         "keep": [Always(), Never(), MaxProbability(0.1), Margin(0.02), Entropy(0.03), TargetFallback(0.3)]
-        + [Verified(3), Verified(6, gamma=0.05, window=2)],
+        + [Scheduled(0.4), Verified(3), Verified(6, gamma=0.05, window=2)],
         "prefetch": [
             *(Nothing(), EvictedRouter(), PreviousToken(), NextGate(), ReadGates(), NearestAbsent(), TopScore()),
             *(InForm(miss=Wait()), DraftRouter()),
@@ -143,7 +144,7 @@ BASES = {
         Requests.from_trace(past()), slots=4, miss=Buddy(Buddies.from_trace(past()), tau=0, beta=2)
     ),
 }
-SIZES = {"count": 5, "keep": 8, "prefetch": 24, "miss": 12, "evict": 13, "codec": 6}  # of `choices`
+SIZES = {"count": 5, "keep": 9, "prefetch": 24, "miss": 12, "evict": 13, "codec": 6}  # of `choices`
 EVERY = [(question, n) for question, size in SIZES.items() for n in range(size)]
 
 

@@ -9,6 +9,7 @@ Legend: P passes · L MoE layers · E experts · S slots · k experts that a pas
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -95,12 +96,8 @@ def interpret(
             if away is not None and away[0].any():
                 scheduler.on_host(layer, away[0].sum(), away[1] * away[0].sum())
                 experts, seconds = experts[~away[0]], seconds[~away[0]]
-            wave = -1
-            for wave, _ in enumerate(scheduler.request(layer, experts[None], seconds[None])):
-                if wave == 0:
-                    ask(p, layer)
-            if wave < 0:
-                ask(p, layer)
+            for _ in scheduler.request(layer, experts[None], seconds[None], partial(ask, p, layer)):
+                pass
         link.elapse(script.head_s[p])
         end[p] = link.clock.read()
         counts[p] = [scheduler.counts[name][0] for name in COUNTERS]
