@@ -1,6 +1,6 @@
 """Each policy answers its question as its docstring says, from ids and numbers alone."""
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -168,6 +168,7 @@ def test_lru_and_lfu_rank_residents():
 BUDDIES = policies.Buddies.of(np.ones((2, 4, 4)))
 REQUESTS, MAPS = policies.Requests(np.ones((1, 2, 4))), policies.Maps(np.ones((1, 2, 4)), np.ones((1, 2, 4)), [0])
 SUCCESSORS = policies.Successors(np.ones((1, 2, 4, 4)), np.ones((2, 4)))
+NETWORK = policies.Network.shipped("tiny-olmoe")
 KNOWN = {  # what has to be learned or measured first, of policies and systems
     "Buddies": (np.ones((2, 4, 4)),),
     "Popularity": (np.ones((2, 4)),),
@@ -186,6 +187,8 @@ KNOWN = {  # what has to be learned or measured first, of policies and systems
     "PerExpert": ((Full(), Int4()), [[0, 1]]),
     "mc": (PerExpert((Full(), Int4()), [[0, 1]]),),
     "quantized": (Int4(),),
+    **dict.fromkeys(("Learned", "moe_beyond"), (NETWORK,)),
+    "Network": tuple(getattr(NETWORK, field.name) for field in fields(NETWORK)),
 }
 
 

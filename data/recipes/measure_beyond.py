@@ -43,7 +43,8 @@ CARD_TEXT = """# MoE-Beyond's predictors
 Small Transformers that name the experts of the embedded models' layers (MoE-Beyond, arXiv 2508.17137), trained by
 `python data/recipes/beyond.py MODEL`, which says what is as in the paper and what is scaled; float16. *published* is
 told of the router's own input of the layer that it predicts, and reads in both directions: it can be scored, not run.
-*honest* is told of the layer before, and looks back. `Network.shipped("tiny-olmoe")` loads the latter.
+*honest* is told of the layer before, and looks back. Only that one ships: `Network.shipped("tiny-olmoe")` loads it; the
+command trains both.
 
 *Problems* are of the training split of both tasks, one forward pass over prompt and solution; *BCE* is the loss on 40
 validation problems, by which the epoch was chosen; accuracy, macro-F1 over {inactive, active} and F1 of the active
