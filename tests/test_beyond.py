@@ -78,11 +78,10 @@ def test_a_network_is_a_value_and_comes_back_from_its_file(tmp_path):
 def test_shipped_ones_are_small_and_fit_their_models(name):
     config = json.loads(data_path(name, "config.json").read_text())
     (experts,) = [config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config]
-    for version in beyond.VERSIONS:
-        network = Network.shipped(name, version)
-        assert network.shape[1:] == (experts, config["hidden_size"])
-        assert bool(network.honest) == (version == "honest")
-        assert data_path("beyond", f"{name}-{version}.safetensors").stat().st_size < 1e6
+    network = Network.shipped(name)
+    assert network.shape[1:] == (experts, config["hidden_size"])
+    assert network.honest
+    assert data_path("beyond", f"{name}-honest.safetensors").stat().st_size < 1e6
 
 
 # -- what it is trained on -----------------------------------------------------------------------------------------
