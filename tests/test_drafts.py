@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from test_literature import check_conservation
 from transformers import LogitsProcessorList
 
-from mobile_nb import MobileConfig, Trace, offload, replay, systems
+from mobile_nb import MobileConfig, MobileError, Trace, offload, replay, systems
 from mobile_nb.analysis import metrics
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import (
@@ -315,6 +315,15 @@ def test_an_interrupt_in_the_middle_of_a_draft_leaves_the_engine_usable():
 
 
 # -- caches --------------------------------------------------------------------------------------------------------
+
+
+def test_an_old_transformers_says_that_its_windows_cannot(monkeypatch):
+    monkeypatch.setattr("mobile_nb.runtime.rollback.WINDOWS_SINCE", (99, 0))
+    with (
+        offload(random_model("gpt_oss"), systems.speculative(2, slots=3)) as engine,
+        pytest.raises(MobileError, match="sliding window need transformers 99"),
+    ):
+        engine.generate([3, 4, 5], max_new_tokens=4)
 
 
 @pytest.mark.parametrize(("name", "changes"), [("gpt_oss", {}), ("mixtral", {"sliding_window": 6})])

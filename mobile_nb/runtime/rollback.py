@@ -8,12 +8,14 @@ tensors in the place of old ones, by copy where it writes into them. Knows nothi
 from __future__ import annotations
 
 import torch
+import transformers
 
 from ..vocabulary import MobileError
 
 WRITTEN = ("conv_states", "recurrent_states")  # fields that a pass writes in place
 WINDOW = "DynamicSlidingWindowLayer"  # that of a layer that keeps the last positions alone
 GROWING = "DynamicLayer"  # transformers' class of a layer that keeps every position, and nothing beside
+WINDOWS_SINCE = (5, 23)  # a window that records its past shows only what masks know of; 5.15 and 5.17 do not
 
 
 class Rollback:
@@ -92,6 +94,12 @@ class Cropping:
                 f"({type(cache).__name__}) cannot do that; use its default cache, or a system without drafts, such as "
                 "systems.mobile()."
             )
+        if windows and _version(transformers.__version__) < WINDOWS_SINCE:
+            since = ".".join(map(str, WINDOWS_SINCE))
+            raise MobileError(
+                f"drafts over a sliding window need transformers {since} or newer, and this is "
+                f"{transformers.__version__}; use a system without drafts, such as systems.mobile()."
+            )
         for layer in windows:
             layer.activate_past_recording()
 
@@ -99,6 +107,10 @@ class Cropping:
         """Drops the last positions of every layer."""
         for layer in self.layers if positions else []:
             layer.crop(-positions)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def _refusal(cache) -> str:
