@@ -85,27 +85,20 @@ class Facts:
 
 
 @dataclass
-class View(Facts):
-    """Of a live run."""
+class Live(Facts):
+    """What a model at work can tell beside it."""
 
-    found: list[MoELayer] = field(default_factory=list)
-    calls: list[list] = field(default_factory=list)  # of this pass, per layer: index and weights [T, K] of each call
-    hidden: torch.Tensor | None = None
     given: States | None = None
     read: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # what gates said: (layers ahead, layer)
 
-    def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        index, weights = self.calls[layer][-1]
-        return index[-1].to("cpu").numpy(), weights[-1].to("cpu").float().numpy()
-
     def gate(self, layer: int) -> list[int]:
-        said = self.found[layer].route(self.hidden)[0].tolist()
+        said = self._gate(layer)
         if layer > self.at:
             self.read[layer - self.at, layer] = said
         return said
 
-    def scores(self, layer: int) -> list[float]:
-        return self.found[layer].scores(self.hidden)[0].tolist()
+    def _gate(self, layer: int) -> list[int]:
+        raise NotImplementedError
 
     def states(self, tokens: int) -> np.ndarray:
         return self.given.rows(tokens, self.at)
@@ -116,6 +109,25 @@ class View(Facts):
 
     def coming(self, layer: int):
         raise MobileError("this prefetcher asks for experts that the model has not chosen yet; use it with replay().")
+
+
+@dataclass
+class View(Live):
+    """Of a live run."""
+
+    found: list[MoELayer] = field(default_factory=list)
+    calls: list[list] = field(default_factory=list)  # of this pass, per layer: index and weights [T, K] of each call
+    hidden: torch.Tensor | None = None
+
+    def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        index, weights = self.calls[layer][-1]
+        return index[-1].to("cpu").numpy(), weights[-1].to("cpu").float().numpy()
+
+    def _gate(self, layer: int) -> list[int]:
+        return self.found[layer].route(self.hidden)[0].tolist()
+
+    def scores(self, layer: int) -> list[float]:
+        return self.found[layer].scores(self.hidden)[0].tolist()
 
 
 def consult(config, at: int, view: Facts, scheduler: Scheduler) -> None:
@@ -206,6 +218,7 @@ def best_first(ids: np.ndarray, weights: np.ndarray) -> list[list[int]]:
 
 __all__ = [
     "Facts",
+    "Live",
     "View",
     "ask",
     "best_first",

@@ -14,12 +14,11 @@ from torch import nn
 
 from ..model.adapters import MoELayer
 from ..model.experts import best
-from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
-from .facts import Facts, counted
+from ..vocabulary import BIG, LITTLE, PROMPT
+from .facts import Live, counted
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .states import States
 
 
 @dataclass
@@ -115,36 +114,21 @@ def cut(layer: MoELayer, at: int, count, modes: list[str], index: torch.Tensor, 
 
 
 @dataclass
-class RowView(Facts):
+class RowView(Live):
     """What policies may see of one text of a fleet."""
 
     fleet: Fleet | None = None
-    read: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    given: States | None = None
 
     def _routed(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         ids, weights = self.fleet.calls[layer]
         place = self.fleet.place[self.row]
         return ids[place, -1], weights[place, -1]
 
-    def gate(self, layer: int) -> list[int]:
-        said = self.fleet.said(layer, "route")[self.fleet.place[self.row]]
-        if layer > self.at:
-            self.read[layer - self.at, layer] = said
-        return said
+    def _gate(self, layer: int) -> list[int]:
+        return self.fleet.said(layer, "route")[self.fleet.place[self.row]]
 
     def scores(self, layer: int) -> list[float]:
         return self.fleet.said(layer, "scores")[self.fleet.place[self.row]]
-
-    def states(self, tokens: int) -> np.ndarray:
-        return self.given.rows(tokens, self.at)
-
-    def foretold(self, layer: int) -> list[int] | None:
-        ahead = min((ahead for ahead, of in self.read if of == layer), default=None)
-        return None if ahead is None else self.read[ahead, layer]
-
-    def coming(self, layer: int):
-        raise MobileError("this prefetcher asks for experts that the model has not chosen yet; use it with replay().")
 
 
 __all__ = ["Agreement", "Row", "RowExperts", "RowView", "cut"]
