@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import written_whole
+from .files import write_table
 from .vocabulary import MobileError
 
 VERSION = 1
@@ -114,7 +114,6 @@ class Trace:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the trace as one Parquet file, whole or not at all."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         p = self.passes
         columns = {name: pa.array([getattr(x, name) for x in p], kind) for name, kind in PASS_COLUMNS.items()} | {
@@ -131,8 +130,7 @@ class Trace:
             columns[f"wave_{name}"] = pa.array([[getattr(c, name) for c in x.waves] for x in p], kind)
         about = {"mobile_nb_trace": VERSION, "conditions": self.conditions}
         table = pa.table(columns).replace_schema_metadata({"mobile_nb": json.dumps(about)})
-        with written_whole(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        write_table(table, path)
 
     @staticmethod
     def load(path: str | os.PathLike) -> Trace:
