@@ -15,8 +15,8 @@ def add_commands(commands) -> None:
     compare.add_argument("--worlds", nargs="+", metavar="MODEL", help="embedded models (all of them)")
     compare.add_argument("--systems", nargs="+", metavar="NAME", help="rows of the table (all of them)")
     compare.add_argument("--tasks", nargs="+", metavar="TASK", help="word-problems, small-functions (both)")
-    compare.add_argument("--shares", nargs="+", type=float, help="of the experts on the device (0.25 0.5 0.75)")
-    compare.add_argument("--n", type=int, default=64, help="held-out problems a cell (%(default)s)")
+    compare.add_argument("--shares", nargs="+", type=float, help="of the experts on the device (as the papers)")
+    compare.add_argument("--n", type=int, default=200, help="held-out problems a cell (%(default)s)")
     compare.add_argument("--seed", type=int, default=0, help="of the problems (%(default)s)")
     compare.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     compare.add_argument("--save", type=Path, help="keep finished rows here, and go on from them")
@@ -33,7 +33,7 @@ def _compare(args) -> None:
 
     some = comparison.cells(
         args.worlds or list(embedded()), names=args.systems, among=args.tasks or literature.TASKS,
-        shares=args.shares or comparison.SHARES, n=args.n, seed=args.seed,
+        shares=args.shares, n=args.n, seed=args.seed,
     )  # fmt: skip
     found = []
     for row in tqdm(

@@ -46,6 +46,9 @@ def test_a_summary_is_over_worlds_and_tasks():
 def test_cells_begin_with_the_full_model_and_refuse_what_there_is_not():
     some = cells(["tiny-olmoe"], names=["drop"], shares=[0.5], n=3)
     assert [(c.task, c.system) for c in some] == [(t, s) for t in literature.TASKS for s in (FULL, "drop")]
+    shares = {name: [c.share for c in cells(["w"], names=[name], among=["t"], n=3) if c.system == name]
+              for name in (FULL, "BuddyMoE", "SMoE")}  # fmt: skip
+    assert shares == {FULL: [0.25, 0.375, 0.5, 0.75], "BuddyMoE": [0.25, 0.375, 0.5, 0.75], "SMoE": [0.25, 0.5, 0.75]}
     with pytest.raises(MobileError, match="no system 'Drop'"):
         cells(["tiny-olmoe"], names=["Drop"])
     with pytest.raises(ValueError, match="shares"):

@@ -47,22 +47,25 @@ class Cell:
 
 def cells(
     worlds: Sequence[str], *, names: Sequence[str] | None = None, among: Sequence[str] = TASKS,
-    shares: Sequence[float] = SHARES, n: int = 64, seed: int = 0,
+    shares: Sequence[float] | None = None, n: int = 200, seed: int = 0,
 ) -> list[Cell]:  # fmt: skip
     """Every combination, ordered so that a process need not change worlds often.
 
     Args:
-        names: of `literature.ENTRIES`, or "PreMoe"; None for all.   shares: of a layer's experts that the device holds.
+        names: of `literature.ENTRIES`, or "PreMoe"; None for all.
+        shares: of a layer's experts that the device holds; None for `SHARES` and those that a system's paper adds.
     """
     names = [*ENTRIES, "PreMoe"] if names is None else list(names)
     unknown = [name for name in names if name not in ENTRIES and name != "PreMoe"]
     if unknown:
         raise MobileError(f"there is no system {unknown[0]!r} to compare; there are {', '.join([*ENTRIES, 'PreMoe'])}.")
-    for share in shares:
+    for share in shares or ():
         number("each of shares", share, low=0, high=1, hint="of the experts that the device holds")
     whole("n", n)
     names = [FULL, *(name for name in names if name != FULL)]
-    each = ((w, t, s, name) for w in worlds for t in among for s in shares for name in names)
+    of = {name: shares or (*SHARES, *(ENTRIES[name].also if name in ENTRIES else ())) for name in names}
+    every = sorted({share for each in of.values() for share in each})
+    each = ((w, t, s, name) for w in worlds for t in among for s in every for name in names if s in of[name])
     return [Cell(world, task, name, share, n, seed) for world, task, share, name in each]
 
 

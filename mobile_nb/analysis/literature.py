@@ -117,6 +117,7 @@ class Entry:
             experts; a system with smaller forms gets as many bytes.
         paper, claim: where it is from, and what it says of itself.
         exact: it writes what the full model writes.   fixed: what it writes does not depend on the device.
+        also: shares of the experts on the device that its paper has and the others do not.
     """
 
     make: Callable[[World, int], MobileConfig | None]
@@ -124,6 +125,7 @@ class Entry:
     claim: str
     exact: bool = False
     fixed: bool = False
+    also: tuple[float, ...] = ()
 
 
 def _bytes(world: World, slots: int) -> float:
@@ -145,7 +147,7 @@ def _hobbit(world: World, slots: int) -> MobileConfig:
 
 
 ENTRIES: dict[str, Entry] = {
-    "on demand, LRU": Entry(lambda w, s: systems.on_demand(slots=s), "-", "the baseline", exact=True),
+    "on demand, LRU": Entry(lambda w, s: systems.on_demand(slots=s), "-", "the baseline", exact=True, also=(3 / 8,)),
     "next gate": Entry(
         lambda w, s: systems.next_gate(slots=s), "2312.17238", "Mixtral, T4: 1.33 x by prefetching", exact=True
     ),
@@ -181,13 +183,16 @@ ENTRIES: dict[str, Entry] = {
         lambda w, s: systems.mobile(0.7, slots=s), "2510.12357", "1.60 to 1.72 x, within 0.3 points", fixed=True
     ),
     "BuddyMoE": Entry(
-        lambda w, s: systems.buddymoe(w.buddies, slots=s), "2511.10054", "1.07 x at 3/4 resident, -4 points"
+        lambda w, s: systems.buddymoe(w.buddies, slots=s),
+        "2511.10054", "1.07 x at 3/4 resident, -4 points", also=(3 / 8,),
     ),
     "buddies by output": Entry(
-        lambda w, s: systems.buddymoe(w.buddies_by_output, slots=s), "ours", "a comparison for BuddyMoE"
+        lambda w, s: systems.buddymoe(w.buddies_by_output, slots=s), "ours", "a comparison for BuddyMoE", also=(3 / 8,),
     ),
-    "random buddy": Entry(lambda w, s: systems.anybody(slots=s), "2511.10054", "-18 points at 3/4 resident"),
-    "drop": Entry(lambda w, s: systems.drop(slots=s), "-", "the floor"),
+    "random buddy": Entry(
+        lambda w, s: systems.anybody(slots=s), "2511.10054", "-18 points at 3/4 resident", also=(3 / 8,)
+    ),
+    "drop": Entry(lambda w, s: systems.drop(slots=s), "-", "the floor", also=(3 / 8,)),
     "SMoE": Entry(lambda w, s: systems.smoe(slots=s), "2508.18983", "time a token -48 %, -0.1 points"),
     "SMoE, half on the host": Entry(
         lambda w, s: systems.smoe(host=w.ratio, slots=s), "2508.18983", "time a token -48 %, -0.1 points"
