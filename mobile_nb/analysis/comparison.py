@@ -182,7 +182,7 @@ def _written(world: World, cell: Cell, config, n: int):
     model, tokenizer = world.loaded
     problems = tasks.load(cell.task, split=cell.split, n=n, seed=cell.seed)
     with offload(model, config, tokenizer=tokenizer, hardware=cell.hardware, geometry=world.geometry) as engine:
-        return evaluate(engine, tokenizer, problems, batch_size=64, progress=False)
+        return evaluate(engine, tokenizer, problems, batch_size=128, progress=False)
 
 
 class _processes:
