@@ -19,7 +19,8 @@ from mobile_nb.model.experts import HostExperts
 from mobile_nb.policies import LFU, NearScore, OnHost, Popularity, Wait
 
 NEW = 5
-CARD = Hardware("card", 10, 500, 50, 16, link_latency_s=1e-5, launch_s=0, host_gb_per_s=40, host_tflops=1)
+# a slow host: from two tokens on its time grows with them
+CARD = Hardware("card", 10, 500, 50, 16, link_latency_s=1e-5, launch_s=0, host_gb_per_s=40, host_tflops=0.05)
 TIMED = {"hardware": CARD, "geometry": "olmoe-1b-7b"}
 
 
@@ -237,7 +238,7 @@ def test_what_was_not_asked_before_is_asked_where_a_lossy_policy_comes_first():
 
 
 def test_the_host_is_drawn_for_as_long_as_it_takes():
-    engine, _ = write(make(), MobileConfig(slots=3, miss=OnHost(0.5, crossover=3)), prompt(12))
+    engine, _ = write(make(), MobileConfig(slots=3, miss=OnHost(0.5, crossover=99)), prompt(12))
     rows = spans(engine.trace)
     ends = rows[rows.lane == "compute"].groupby("step").end.max()
     assert ends.tolist() == pytest.approx([p.end for p in engine.trace.passes])
