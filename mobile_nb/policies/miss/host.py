@@ -32,7 +32,8 @@ class OnHost:
             weights, so that the others come to stay [inference]. Passes over several tokens follow `crossover`.
         before: another policy for misses that is asked first; what it leaves to be fetched is the host's or the link's.
         crossover: in a prompt, or in a pass that reads several drafts, the host computes an absent expert that at most
-            so many of the tokens ask for; one that more of them ask for is fetched. None: all of them are.
+            so many of the tokens ask for; one that more of them ask for is fetched. None: all of them are. The paper
+            compares expert by expert; host and link work side by side here, so a smaller number can end sooner.
     """
 
     ratio: float
