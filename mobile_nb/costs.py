@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .hardware import Geometry, Hardware
 
+NEVER = 1 << 30  # tokens; no pass reads so many
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -72,6 +74,16 @@ class Costs:
     def host_ratio(self, tokens: int = 1) -> float:
         """Seconds of an expert on the host over those of fetching and computing it: below 1 the host is faster."""
         return self.host_s(tokens) / (self.fetch_s + self.expert_s(tokens))
+
+    def crossover(self) -> int:
+        """Tokens up to which the host computes an expert sooner than it is fetched and computed for them; 0: never."""
+        fewest, most = 0, 1
+        while most < NEVER and self.host_ratio(most) < 1:
+            fewest, most = most, 2 * most
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            fewest, most = (middle, most) if self.host_ratio(middle) < 1 else (fewest, middle)
+        return fewest
 
     def layer_s(self, tokens: int = 1) -> float:
         """All of one MoE layer but its routed experts: attention, norms, router, shared experts."""

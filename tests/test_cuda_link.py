@@ -124,6 +124,7 @@ SYSTEMS = {
     "next gate": lambda slots: systems.next_gate(slots=slots),
     "two gates ahead": lambda slots: systems.on_demand(slots=slots, prefetch=NextGate(2)),
     "half on the host": lambda slots: systems.next_gate(slots=slots, miss=OnHost(1.0, balance=True)),
+    "prompts on the host": lambda slots: systems.next_gate(slots=slots, miss=OnHost(0.5, crossover=2)),
     "always rewriting": lambda slots: systems.mobile(gamma=1.1, slots=slots),
     "always rewriting, two layers ahead": lambda slots: systems.mobile(gamma=1.1, ahead=2, slots=slots),
 }

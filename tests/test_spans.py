@@ -16,6 +16,7 @@ CONFIGS = {
     "always rewritten, LFU": lambda **words: systems.mobile(gamma=1.1, evict=LFU(), **words),
     "on the host": lambda **words: systems.on_demand(miss=OnHost(0.5), **words),
     "half on the host": lambda **words: systems.next_gate(miss=OnHost(1.0, balance=True), **words),
+    "prompts on the host": lambda **words: systems.next_gate(miss=OnHost(1.0, True, crossover=3), **words),
     "static, on the host": lambda **words: systems.fiddler(Popularity([range(8)] * 3), 0.5, **words),
     "dropped": lambda **words: systems.on_demand(miss=Drop(), **words),
 }

@@ -35,8 +35,9 @@ def threaded(monkeypatch):
     [
         *(systems.on_demand(), systems.next_gate(), systems.mobile(gamma=1.1)),
         systems.on_demand(miss=OnHost(1.0, balance=True)),
+        systems.on_demand(miss=OnHost(1.0, crossover=3)),
     ],
-    ids=["on-demand", "next gate", "always rewriting", "half on the host"],
+    ids=["on-demand", "next gate", "always rewriting", "half on the host", "prompts on the host"],
 )
 def test_slow_copies_never_change_tokens(threaded, config, slots):
     coin = random.Random(slots)

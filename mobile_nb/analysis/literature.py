@@ -97,8 +97,12 @@ class World:
         return p.PerLayer.least_loss(loss, round(0.75 * loss.size)).runs
 
     @cached_property
+    def host(self) -> p.OnHost:
+        return p.OnHost.of(Hardware.preset(self.hardware), Geometry.of(self.geometry))
+
+    @property
     def ratio(self) -> float:
-        return p.OnHost.of(Hardware.preset(self.hardware), Geometry.of(self.geometry)).ratio
+        return self.host.ratio
 
     @cached_property
     def network(self) -> p.Network | None:
@@ -168,7 +172,7 @@ ENTRIES: dict[str, Entry] = {
         "2508.17137", "hits 17 -> 72 % at 10 % capacity, no time given", exact=True,
     ),
     "Fiddler": Entry(
-        lambda w, s: systems.fiddler(p.Popularity.from_trace(w.trace), w.ratio, slots=s),
+        lambda w, s: systems.fiddler(p.Popularity.from_trace(w.trace), w.ratio, w.host.crossover, slots=s),
         "2402.07033", "1.26 x llama.cpp on one request", exact=True,
     ),
     "speculative, K/2": Entry(lambda w, s: systems.speculative(4, slots=s), "ours", "-", exact=True),

@@ -148,6 +148,7 @@ def _pass(done: Pass, costs: Costs, there: list[dict[int, float]], asks: bool) -
                 for expert, amount in _asked(done, layer, demanded)
             ]
             on_host, start = _hosted(done, layer, ready, demanded, [expert for _, _, expert in asked]), now
+            amount_of = {expert: amount for _, amount, expert in asked}
             asked = [each for each in asked if each[2] not in on_host]
             for arrival, amount, expert in sorted(asked, key=lambda each: each[0] if each[0] > now else 0.0):
                 if arrival > now:
@@ -156,7 +157,7 @@ def _pass(done: Pass, costs: Costs, there: list[dict[int, float]], asks: bool) -
                 begin, now = now, now + costs.expert_s(amount)
                 add(layer, "compute", "expert", expert, begin, now)
             for expert in on_host:
-                begin, start = start, start + costs.host_s()
+                begin, start = start, start + costs.host_s(amount_of[expert])
                 add(layer, "host", "host", expert, begin, start)
             if on_host and start > now:
                 add(layer, "compute", "wait", on_host[-1], now, start)

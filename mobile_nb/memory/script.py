@@ -65,7 +65,7 @@ def interpret(
 
     Args:
         ask: (pass, layer), called where a live run asks its policies, in place of what the script wants there.
-        hosted: (pass, layer, experts [k]) -> which of them are computed on the host, bool [k], and seconds of each.
+        hosted: (pass, layer, experts [k]) -> which of them are computed on the host, bool [k], and seconds of all.
     """
     passes, layers = len(script.layer_s), scheduler.cache.layers
     link, cache = scheduler.link, scheduler.cache
@@ -94,7 +94,7 @@ def interpret(
                 scheduler.all_hit(layer, len(experts), sum(reversed(seconds.tolist())))
                 continue
             if away is not None and away[0].any():
-                scheduler.on_host(layer, away[0].sum(), away[1] * away[0].sum())
+                scheduler.on_host(layer, away[0].sum(), away[1])
                 experts, seconds = experts[~away[0]], seconds[~away[0]]
             for _ in scheduler.request(layer, experts[None], seconds[None], partial(ask, p, layer)):
                 pass

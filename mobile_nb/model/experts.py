@@ -121,6 +121,21 @@ class HostExperts:
             out += self._compute(hidden, slot, weights[:, rank : rank + 1])
         return out
 
+    @torch.no_grad()
+    def several(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, experts: list[int]
+    ) -> torch.Tensor:
+        """hidden [T, H], index and weights [T, K] -> what the `experts` alone add to each token [T, H]; on the host."""
+        out = torch.zeros_like(hidden)
+        for some in [[expert] for expert in experts] if self._reads else [experts]:
+            token, position = torch.nonzero(torch.isin(index, torch.tensor(some)), as_tuple=True)
+            who, heavy = index[token, position][:, None], weights[token, position][:, None]
+            if self._reads:
+                self._arena.copy_to(some[0], self._block)
+                who = torch.zeros_like(who)
+            out.index_add_(0, token, self._compute(hidden[token], who, heavy).to(out.dtype))
+        return out
+
 
 def listed(numbers: torch.Tensor, values: list[int]) -> torch.Tensor:
     """`values` [n] as a tensor beside `numbers`, which is 0, 1, 2 … there.

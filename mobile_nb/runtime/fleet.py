@@ -26,7 +26,7 @@ from ..vocabulary import PROMPT
 from .config import MobileConfig
 from .facts import consulted, looks_ahead, revises
 from .forms import Forms
-from .missed import answered, answers
+from .missed import answered, answers, left_to_host
 from .past import Text
 from .rows import RowView, cut
 from .states import States, context
@@ -143,6 +143,7 @@ class Fleet:
                 tokens = slice(None) if self.real is None else torch.as_tensor(self.real[place])
                 self.views[row].given.see(at, each[place][tokens])
         self._elapse({row: self.costs.layer_s(self._amount(row)) for row in self.rows})
+        self._hosted = np.zeros((2, self.texts))  # experts that the host computes for each, and their seconds
         index, weights, runs = cut(layer, at, self.config.count, self.experts[at].modes, index, weights)
         if self.mode == PROMPT:
             asked, seconds = self._prompt(at, index.view(*shape[:2], -1))
@@ -151,6 +152,8 @@ class Fleet:
             seconds = [[self.costs.expert_s(1, entry // self.sizes[1]) for entry in each] for each in asked]
         for row, each in zip(self.rows, seconds, strict=True):
             self.computing_s[row] += sum(each)
+        if self._hosted.any():
+            self.scheduler.on_host(at, self._hosted[0].astype(np.int64), self._hosted[1])
         between = None if self.mode == PROMPT else lambda: self._consult(at)
         for _ in self.scheduler.request(at, self._spread(asked, -1), self._spread(seconds, 0.0), between):
             pass
@@ -165,25 +168,27 @@ class Fleet:
             found, amounts = np.unique(ids, return_counts=True)
             order = np.argsort(-amounts, kind="stable")
             found, amounts = (ids[0], [1] * len(ids[0])) if len(ids) == 1 else (found[order], amounts[order])
-            entries = [self.forms.entry(at, int(expert)) for expert in found]
-            asked.append(entries)
-            each = zip(amounts, entries, strict=True)
-            seconds.append([self.costs.expert_s(int(amount), entry // self.sizes[1]) for amount, entry in each])
+            wanted = {int(expert): int(amount) for expert, amount in zip(found, amounts, strict=True)}
+            who = left_to_host(self.config.miss, wanted, self.forms.there(at, wanted, self.scheduler.cache, row))
+            away = [self.costs.host_s(wanted.pop(each.expert)) for each in who if isinstance(each, Host)]
+            self._hosted[:, row] = len(away), sum(away)
+            asked.append([self.forms.entry(at, expert) for expert in wanted])
+            each = zip(wanted.values(), asked[-1], strict=True)
+            seconds.append([self.costs.expert_s(amount, entry // self.sizes[1]) for amount, entry in each])
         return asked, seconds
 
     def _token(self, at: int, index: torch.Tensor, weights: torch.Tensor, runs: list[int]):
         """What each text asks the device for, and what is computed once its policy has answered."""
         ids, amounts = index.tolist(), weights.float().tolist()
-        asked, changed, hosted = [], False, np.zeros(self.texts, dtype=np.int64)
+        asked, changed = [], False
         if self._answers:
             self.scheduler.pump()  # so that nobody who is there now has to leave before the request
         for row in self.rows:
             place, view = self.place[row], self.views[row]
             mine = ids[place][: runs[place]]
             if self._answers:
-                there = self.scheduler.cache.slot_of[row, at, [self.forms.entry(at, each) for each in mine]] >= 0
-                view.at = at
-                answer = answered(self.config.miss, mine, amounts[place][: len(mine)], there.tolist(), view)
+                there, view.at = self.forms.there(at, mine, self.scheduler.cache, row), at
+                answer = answered(self.config.miss, mine, amounts[place][: len(mine)], there, view)
                 fetched = [None if isinstance(each, Host) else each for each in answer]
                 entries = self.forms.entries(at, fetched, self.scheduler.cache, row)
                 for position, (said, entry) in enumerate(zip(answer, entries, strict=True)):
@@ -191,12 +196,11 @@ class Fleet:
                     changed |= runs_there != ids[place][position]
                     ids[place][position] = 0 if runs_there is None else self._number(runs_there)
                     amounts[place][position] *= runs_there is not None
-                hosted[row] = sum(isinstance(each, Host) for each in answer)
+                away = sum(isinstance(each, Host) for each in answer)
+                self._hosted[:, row] = away, away * self.costs.host_s()
             else:
                 entries = self.forms.entries(at, mine, self.scheduler.cache, row)
             asked.append([entry for entry in dict.fromkeys(entries) if entry is not None])
-        if hosted.any():
-            self.scheduler.on_host(at, hosted, hosted * self.costs.host_s())
         if not changed:
             return asked, index, weights
         return asked, index.new_tensor(ids), weights.new_tensor(amounts)

@@ -14,7 +14,7 @@ from ..trace import Pass
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .facts import Facts, ask, consult, revises
-from .missed import answered
+from .missed import answered, left_to_host
 from .named import most_named
 from .past import Text
 from .tape import Selection, Tape
@@ -127,22 +127,38 @@ class Foresight(Facts):
 
         return consulted
 
-    def hosted(self, config: MobileConfig, seconds: float) -> Callable[..., tuple[np.ndarray, float]]:
-        """What `interpret` asks of each request's `experts`: whom a miss policy without loss has the host compute, an
-        expert in so many seconds. It is told the weights that the router gave."""
+    def hosted(self, config: MobileConfig, amounts, seconds: Callable) -> Callable[..., tuple[np.ndarray, float]]:
+        """What `interpret` asks of each request's `experts`: whom a miss policy without loss has the host compute, and
+        how long. It is told the weights that the router gave, or how many tokens ask.
+
+        Args:
+            amounts: of a layout.   seconds: (tokens) -> of one expert on the host.
+        """
 
         def away(n: int, layer: int, experts: np.ndarray) -> tuple[np.ndarray, float]:
-            if not self.single or self.mode == PROMPT:
-                return np.zeros(len(experts), dtype=bool), seconds
-            self.at, (ids, weights) = layer, self._routed(layer)
-            said = dict(zip(ids.tolist(), weights.tolist(), strict=True))
-            asked = [expert for expert in self.tape.best[self.selection.index[n], layer].tolist() if expert in experts]
+            at = self.asked_at[n * self.layers + layer]
+            tokens = amounts[0][amounts[1][at : at + len(experts)]].tolist()
             self._playing.pump()  # as a live run does before it asks
-            there = [slot >= 0 for slot in self._playing.cache.slot_of[0, layer, asked].tolist()]
-            answer = answered(config.miss, asked, [said[expert] for expert in asked], there, self)
-            return np.isin(experts, [each.expert for each in answer if isinstance(each, Host)]), seconds
+            if not self.single or self.mode == PROMPT:
+                answer = left_to_host(
+                    config.miss, dict(zip(experts.tolist(), tokens, strict=True)), self._there(layer, experts)
+                )
+            else:
+                self.at, (ids, weights) = layer, self._routed(layer)
+                said = dict(zip(ids.tolist(), weights.tolist(), strict=True))
+                asked = [
+                    expert for expert in self.tape.best[self.selection.index[n], layer].tolist() if expert in experts
+                ]
+                weights = [said[expert] for expert in asked]
+                answer = answered(config.miss, asked, weights, self._there(layer, asked), self)
+            chosen = np.isin(experts, [each.expert for each in answer if isinstance(each, Host)])
+            each = [seconds(amount) for amount, host in zip(tokens, chosen.tolist(), strict=True) if host]
+            return chosen, each[0] * len(each) if self.single and each else sum(each)
 
         return away
+
+    def _there(self, layer: int, experts) -> list[bool]:
+        return [slot >= 0 for slot in self._playing.cache.slot_of[0, layer, experts].tolist()]
 
 
 __all__ = ["Foresight"]

@@ -7,7 +7,7 @@ Legend: L MoE layers · E experts · F forms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,6 +54,10 @@ class Forms:
     def entry(self, at: int, expert: int) -> int:
         """What is fetched for an expert that is asked for as it is."""
         return expert if self.own is None else expert + self.experts * int(self.own[at, expert])
+
+    def there(self, at: int, experts: Iterable[int], cache, row: int = 0) -> list[bool]:
+        """Which experts are on the device, or on their way, as they are asked for."""
+        return (cache.slot_of[row, at, [self.entry(at, expert) for expert in experts]] >= 0).tolist()
 
     def entries(self, at: int, answers: list, cache, row: int = 0) -> list:
         """What is fetched for each answer of a miss policy: an expert, `Low` of one, or None for nobody. An expert

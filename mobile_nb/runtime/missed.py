@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..policies.miss.ask import Answer, Host, Low
 from ..vocabulary import MobileError
@@ -33,4 +33,23 @@ def answered(miss, ids: Sequence[int], weights: Sequence[float], resident: Seque
     return [each for _, each in sorted(zip(order, answer, strict=True), key=lambda pair: pair[0])]
 
 
-__all__ = ["answered", "answers"]
+def left_to_host(miss, wanted: Mapping[int, int], resident: Sequence[bool]) -> list[int | Host]:
+    """Experts that a prompt, or another pass over several tokens, asks for, with those that are the host's as such.
+
+    Args:
+        wanted: expert -> how many of the tokens ask for it.
+
+    Raises:
+        MobileError: the policy does not say yes or no for each of them.
+    """
+    if not hasattr(miss, "several"):
+        return list(wanted)
+    answer = ask(miss, "several", list(wanted.values()), list(resident))
+    if not isinstance(answer, Sequence) or len(answer) != len(wanted) or not {*answer} <= {True, False}:
+        raise MobileError(
+            f"the policy {miss!r} must answer `several` with {len(wanted)} times True or False, got {answer!r}."
+        )
+    return [Host(expert) if away else expert for expert, away in zip(wanted, answer, strict=True)]
+
+
+__all__ = ["answered", "answers", "left_to_host"]

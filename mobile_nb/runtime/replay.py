@@ -163,7 +163,8 @@ def play_laid(tape: Tape, selection: Selection, laid: dict, config, hardware, ge
         scheduler = Scheduler(cache, link, record=record)
         view = Foresight(tape, selection, laid["asked_at"], laid["asked"])
         beside = view.beside(config, scheduler) if asked else None
-        played = interpret(script, scheduler, beside, view.hosted(config, costs.host_s()) if answers(config) else None)
+        hosted = view.hosted(config, laid["amounts"], costs.host_s) if answers(config) else None
+        played = interpret(script, scheduler, beside, hosted)
     about = about | conditions(config, costs, slots, chosen) | {"exact": selection.exact}
     about["time"] += ", replayed"
     gamma = getattr(config.keep, "gamma", math.nan) if config.two_passes else math.nan

@@ -26,7 +26,7 @@ from .config import MobileConfig
 from .facts import View, consult, counted, read_gates
 from .forms import Forms
 from .hosted import HostUnit
-from .missed import answered, answers
+from .missed import answered, answers, left_to_host
 from .past import Text
 from .states import States, context
 
@@ -58,11 +58,9 @@ class Server:
         self.view.given = States(context(config))
         self.mode: str | None = None  # None: the model was called outside a pass
         big_too = config.miss.lossless or not config.drafts  # a verification is the full model's
-        self._asks = () if not answers(config) else (LITTLE, BIG) if big_too else (LITTLE,)
-        self._by_token = getattr(config.count, "by_token", False)
-        self._device, self._ended = device, None
-        self._host = HostUnit(layers, self.arenas)
-        self._settled = [False] * len(layers)
+        self._asks = () if not answers(config) else (PROMPT, LITTLE, BIG) if big_too else (PROMPT, LITTLE)
+        self._by_token, self._settled = getattr(config.count, "by_token", False), [False] * len(layers)
+        self._device, self._ended, self._host = device, None, HostUnit(layers, self.arenas)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self.kept: int | None = None  # how many tokens of several the pass before wrote; None: its last
         self._routed: list[list] = [[] for _ in layers]
@@ -196,7 +194,7 @@ class Server:
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
         ids, self.view.hidden = index[0].tolist(), hidden
-        if self.mode in self._asks:
+        if (self.mode or PROMPT) in self._asks:
             ids = self._replaced(at, ids, weights[0].float().tolist())
         hosted = {position: who.expert for position, who in enumerate(ids) if isinstance(who, Host)}
         ids = [None if position in hosted else who for position, who in enumerate(ids)]
@@ -220,20 +218,26 @@ class Server:
         """Who runs in the place of each asked expert."""
         self.view.at = at
         self.scheduler.pump()  # so that nobody who is there now has to leave before the request
-        entries = [self.forms.entry(at, expert) for expert in ids]
-        there = [slot >= 0 for slot in self.scheduler.cache.slot_of[0, at, entries].tolist()]
+        there = self.forms.there(at, ids, self.scheduler.cache)
+        if self.mode not in (LITTLE, BIG):
+            return left_to_host(self.config.miss, dict.fromkeys(ids, 1), there)
         return answered(self.config.miss, ids, weights, there, self.view)
 
     def _many_tokens(self, at: int, hidden, index, weights) -> torch.Tensor:
         """A prompt: every expert that any token asks for, the most wanted first."""
-        experts, amounts = (part.tolist() for part in torch.unique(index, return_counts=True))
-        order = sorted(range(len(experts)), key=lambda i: -amounts[i])
-        asked, size = np.array([[self.forms.entry(at, experts[i]) for i in order]]), self.view.experts
-        seconds = np.array([[self.costs.expert_s(amounts[i], e // size) for i, e in zip(order, asked[0].tolist())]])
+        pairs = zip(*(part.tolist() for part in torch.unique(index, return_counts=True)), strict=True)
+        wanted = dict(sorted(pairs, key=lambda pair: -pair[1]))  # expert -> of how many tokens
+        self.scheduler.pump()  # drafts may have wished for experts
+        who = left_to_host(self.config.miss, wanted, self.forms.there(at, wanted, self.scheduler.cache))
+        if hosted := [each.expert for each in who if isinstance(each, Host)]:
+            on_host = self._host.take_several(at, hidden, index, weights, hosted)
+            self.scheduler.on_host(at, len(hosted), sum(self.costs.host_s(wanted[each]) for each in hosted))
+        asked = {self.forms.entry(at, each): wanted[each] for each in wanted if each not in hosted}
+        seconds = np.array([[self.costs.expert_s(n, entry // self.view.experts) for entry, n in asked.items()]])
         out = torch.zeros_like(hidden)
-        for wave in self.scheduler.request(at, asked, seconds):
-            out = self._slots[at].many_tokens(wave, len(order), hidden, index, weights, out)
-        return out
+        for wave in self.scheduler.request(at, np.array([list(asked)], dtype=np.int64), seconds):
+            out = self._slots[at].many_tokens(wave, len(wanted), hidden, index, weights, out)
+        return out + on_host() if hosted else out  # while the link and the device are at work
 
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):

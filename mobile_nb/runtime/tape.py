@@ -21,7 +21,7 @@ from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .facts import decided
 
-LOSS_FREE = re.compile(r"Wait\(\)|OnHost\(.*before=Wait\(\)\)")  # misses that leave the text alone
+LOSS_FREE = re.compile(r"Wait\(\)|OnHost\(.*before=Wait\(\)(, crossover=\w+)?\)")  # misses that leave the text alone
 
 
 @dataclass(frozen=True)

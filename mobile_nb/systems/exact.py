@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from .. import policies as p
 from ..policies import NextGate, PredictedReuse
 from ..runtime.config import MobileConfig
@@ -62,17 +65,20 @@ def moe_beyond(network: p.Network, *, context: int = 16, experts: int | None = N
     return MobileConfig(**({"prefetch": p.ByPriority(p.Learned(network, context), 1, experts)} | fields))
 
 
-def fiddler(popularity: p.Popularity, ratio: float, **fields) -> MobileConfig:
+def fiddler(popularity: p.Popularity, ratio: float, crossover: int | None = None, **fields) -> MobileConfig:
     """Fiddler (arXiv 2402.07033): the most popular experts are on the device for good, and an absent one is computed on
-    the host where that takes less time than fetching it. The paper decides so for prompts too, by how many of their
-    tokens ask for an expert; here prompts fetch [inference], through one slot of each layer.
+    the host where that takes less time than fetching it. In a prompt that depends on how many of its tokens ask for
+    the expert: what more of them ask for than `crossover` is fetched, through one slot of each layer.
 
     Args:
         popularity: such as `Popularity.from_trace` makes.
-        ratio: seconds of an expert on the host over those of fetching and computing it, see `OnHost`; the measured
-            crossover is `policies.OnHost.of(Hardware.measure(), geometry).ratio`.
+        ratio, crossover: see `OnHost`; measured ones are those of `policies.OnHost.of(Hardware.measure(), geometry)`.
+            Without a crossover the host's seconds are taken to grow with the tokens, as the paper has it, and a fetch's
+            not to [inference]: it is then the last number of tokens below 1 / ratio. 0: prompts fetch all they miss.
     """
-    return MobileConfig(**({"miss": p.OnHost(ratio), "evict": p.Popular(popularity)} | fields))
+    miss = p.OnHost(ratio)
+    miss = replace(miss, crossover=math.ceil(1 / miss.ratio) - 1 if crossover is None else crossover)
+    return MobileConfig(**({"miss": miss, "evict": p.Popular(popularity)} | fields))
 
 
 __all__ = ["expertflow", "fiddler", "finemoe", "moe_beyond", "moe_infinity", "next_gate"]

@@ -98,7 +98,10 @@ def quantized(codec: Codec, **fields) -> MobileConfig:
 
 def mc(codec: p.PerExpert, *, least: float = 0.3, **fields) -> MobileConfig:
     """MC, "Mixture Compressor" (arXiv 2410.06270): more bits for experts that matter more, and experts of small weight
-    left out. Its bits are 1 to 3 a weight, calibrated (GPTQ); ours are 8, 4 and 2, rounded to the nearest.
+    left out. Its bits are 1 to 3 a weight, calibrated (GPTQ); ours are 8, 4 and 2, rounded to the nearest. Its token
+    protection is left out [inference]: what a token is attended to, times the L1 norm of its hidden state, says there
+    who keeps all experts, and a policy sees neither; but the published code looks for such tokens in prompts alone, and
+    those run all experts here.
 
     Args:
         codec: such as `policies.PerExpert.from_trace` makes.   least: see `WeightRatio`.

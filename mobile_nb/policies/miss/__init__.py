@@ -1,6 +1,7 @@
 """Question 4: what to do about an expert that is asked for and not on the device?
 
-Asked only for single tokens, never for the prompt. Anything but waiting, here or on the host, changes the text.
+Asked only for single tokens; for the prompt alone whether the host computes it. Anything but waiting, here or on the
+host, changes the text.
 """
 
 from .ask import Miss

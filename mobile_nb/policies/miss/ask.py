@@ -28,6 +28,9 @@ class Miss(Protocol):
 
     `lossless` says that the text stays that of the full model. One that has nothing to say, because it fetches all that
     is absent, has `fetches_all = True` and is not asked; others are, loss-free or not.
+
+    One that leaves experts to the host in passes over several tokens too, such as prompts, has
+    `several(amounts, resident)`, see `OnHost`; where there is none, all that such a pass misses is fetched.
     """
 
     lossless: bool
