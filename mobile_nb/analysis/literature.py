@@ -88,6 +88,15 @@ class World:
         texts = (tokenizer(q.prompt + q.solution, return_tensors="pt").input_ids for q in some)
         return sensitivities(model, texts).tolist()
 
+    def channels(self, sparsity: float = 0.9, **fields) -> p.Channels:
+        """FloE's thresholds, of the training problems with their solutions."""
+        from ..model.channels import up_outputs
+
+        model, tokenizer = self.loaded
+        some = [problem for each in self.problems.values() for problem in each]
+        texts = (tokenizer(q.prompt + q.solution, return_tensors="pt").input_ids for q in some)
+        return p.Channels.by_sparsity(up_outputs(model, texts, fields.get("up")), sparsity, **fields)
+
     @cached_property
     def fewer(self) -> list[int]:
         """LExI's experts a layer, three quarters of K in all."""
@@ -211,6 +220,10 @@ ENTRIES: dict[str, Entry] = {
     "MC": Entry(
         lambda w, s: systems.mc(p.PerExpert.from_trace(w.trace), budget_gb=_bytes(w, s)),
         "2410.06270", "2.54 bits at -3.8 points", fixed=True,
+    ),
+    "FloE": Entry(
+        lambda w, s: systems.floe(w.channels(), budget_gb=_bytes(w, s)),
+        "2505.05950", "9.3 x smaller, 2.6 x other offloaders, -4.4 to -7.6 %", fixed=True,
     ),
     "HOBBIT": Entry(_hobbit, "2411.01433", "2.30 x MoE-Infinity, at most -1 point"),
 }  # fmt: skip
