@@ -125,9 +125,8 @@ class ChannelSlots:
                 self.fill(expert, slot, np.ones(inner, dtype=bool))
 
     def copy_to(self, expert: int, slot: int) -> None:
-        """The copy of the first piece. What the slot held of another expert is void."""
+        """The copy of the first piece."""
         self.blocks[slot] = self._matrices.encoded[expert]
-        self.channels[slot] = torch.nan
 
     def fill(self, expert: int, slot: int, channels: np.ndarray) -> None:
         """The copy of some channels [I] beside it."""
