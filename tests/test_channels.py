@@ -347,7 +347,7 @@ def test_what_cannot_come_in_pieces_is_refused():
         engine.generate(prompt(), max_new_tokens=2, **GREEDY)
     with refused("cannot tell what Channels(3 x 8"):
         replay(engine.trace, engine.config)
-    with refused("does not say when"):
+    with refused("how many channels"):
         spans(engine.trace)
     for rows in ([], [[]], [[0.5], [0.5, 1.0]]):
         with refused("thresholds"):

@@ -88,8 +88,13 @@ class World:
         texts = (tokenizer(q.prompt + q.solution, return_tensors="pt").input_ids for q in some)
         return sensitivities(model, texts).tolist()
 
-    def channels(self, sparsity: float = 0.9, **fields) -> p.Channels:
-        """FloE's thresholds, of the training problems with their solutions."""
+    @cached_property
+    def channels(self) -> p.Channels:
+        """FloE's, at the sparsity that its claim is for."""
+        return self.sparse(0.9)
+
+    def sparse(self, sparsity: float, **fields) -> p.Channels:
+        """Thresholds for a share of channels that do not run, from the training problems with their solutions."""
         from ..model.channels import up_outputs
 
         model, tokenizer = self.loaded
@@ -222,7 +227,7 @@ ENTRIES: dict[str, Entry] = {
         "2410.06270", "2.54 bits at -3.8 points", fixed=True,
     ),
     "FloE": Entry(
-        lambda w, s: systems.floe(w.channels(), budget_gb=_bytes(w, s)),
+        lambda w, s: systems.floe(w.channels, budget_gb=_bytes(w, s)),
         "2505.05950", "9.3 x smaller, 2.6 x other offloaders, -4.4 to -7.6 %", fixed=True,
     ),
     "HOBBIT": Entry(_hobbit, "2411.01433", "2.30 x MoE-Infinity, at most -1 point"),

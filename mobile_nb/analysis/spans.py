@@ -41,12 +41,13 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
 
     about = trace.conditions
     measured, timed = about.get("measured"), any(done.waves for done in trace.passes)
-    pieces = about.get("questions", {}).get("codec", "").startswith("Channels(")  # how many a token needed is not kept
-    if pieces or (not timed if measured else not (about.get("hardware_rates") and about.get("geometry_sizes"))):
+    if not timed if measured else not (about.get("hardware_rates") and about.get("geometry_sizes")):
         raise MobileError(
-            "this trace does not say when experts were computed (it was made elsewhere, all of them were on the device "
-            "all along, or they came in pieces): replay another one, with hardware= and geometry=."
+            "this trace does not say when experts were computed (it was made elsewhere, or all of them were on the "
+            "device all along): replay it, with hardware= and geometry=."
         )
+    if about.get("questions", {}).get("codec", "").startswith("Channels("):
+        raise MobileError("a trace does not keep how many channels each token needed, so no span is known.")
     if not measured:
         costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
     fixed = about.get("placed", ()) if about.get("slots", 0) < about["experts"] else ()

@@ -10,6 +10,7 @@ Legend: N experts · P weights of one matrix, padded to whole groups · g weight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +127,15 @@ def coded(codec: Codec, layout: Layout) -> tuple[float | None, ...]:
     return tuple(None if form.bits is None else Encoding(layout, form).bytes_per_weight for form in codec.forms)
 
 
+def beside(codec: Codec, layout: Layout, counts: Sequence[int]) -> float:
+    """Bytes that the host holds of a layer beside its full experts, of which so many come in each form; of those that
+    come in pieces, `up` in its form and decoded."""
+    each = coded(codec, layout)
+    if isinstance(codec, Channels):
+        each = (pieces(codec, layout)[0] + layout.dtype.itemsize / 3,)
+    return layout.weights * sum(n * (size or 0.0) for n, size in zip(counts, each, strict=True))
+
+
 class EncodedArena:
     """The experts of one layer in one form, in host memory beside the full ones: the counterpart of `Arena`.
 
@@ -175,4 +185,4 @@ def _unpacked(packed: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tens
     return torch.cat([(packed >> (bits * n)) & (2**bits - 1) for n in range(8 // bits)], dim=1).to(dtype)
 
 
-__all__ = ["EncodedArena", "Encoding", "Scratch", "coded", "first_piece", "pieces"]
+__all__ = ["EncodedArena", "Encoding", "Scratch", "beside", "coded", "first_piece", "pieces"]

@@ -25,10 +25,11 @@ class Channels(_Alone):
 
     Ours [inference]: `up` travels with its expert, and leaves with it; it is rounded to the nearest, HQQ is not. Of an
     expert all channels that a token lacks go as one copy, since the published system packs them. A slot has room for
-    `up` in its form and for every channel, so that nothing has to leave but whole experts; a budget counts that room.
-    Of several tokens (a prompt) each has its own mask, and the channels of all of them come. The ups of a layer that
-    are missing are fetched first, then channels in the order in which their masks are known; computing both parts is
-    charged, and so is decoding `up`. Simulated links only: no copy of single channels is written for a card.
+    `up` in its form and for every channel, so that nothing has to leave but whole experts; a budget counts that room,
+    and not the one `up` that is decoded at a time. Of several tokens (a prompt) each has its own mask, and the channels
+    of all of them come. The ups of a layer that are missing are fetched first, then channels in the order in which
+    their masks are known; computing both parts is charged, and so is decoding `up`. Simulated links only: no copy of
+    single channels is written for a card.
 
     Attributes:
         thresholds: [L, E] t of each expert, at least 0; 0 lets every channel run. `by_sparsity` finds them.
