@@ -86,10 +86,10 @@ class Offloaded:
             )
         cuda = self.device.type == "cuda"
         simulate = hardware is not None or not (self.files or cuda)
+        refuse(config, self.layers, simulated=simulate and not cuda)
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
         hardware = reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
-        refuse(config, self.layers, simulate and not cuda)
         layers, sizes = len(self.layers), self._coded(config)
         moved = travelling(config.codec, self.layers[0], self.geometry, self.own, sizes)
         costs = Costs(hardware, self.geometry, layers, moved)
