@@ -286,16 +286,17 @@ def test_a_run_moves_what_its_trace_says_and_less_than_whole_experts(tmp_path):
     assert found["late"] <= found["pieces"] < found["dense"] < found["whole"]
 
 
-def test_knowing_the_channels_ahead_saves_waiting():
-    """With no routing to predict (all experts run) and room for all but one of them, on a link that is slow."""
-    model, times = make(num_experts_per_tok=EXPERTS), {}
+def test_fewer_channels_are_waited_for_where_they_are_foreseen():
+    """Of experts that are all asked for and mostly there, so that only channels are left to predict."""
+    model, late = make(num_experts_per_tok=EXPERTS), {}
     for ahead in (False, True):
         codec = channels(model, 0.8, ahead=ahead)
-        with offload(model, systems.floe(codec, slots=EXPERTS - 1), hardware="t4-colab") as engine:
-            times[ahead] = sum(s.seconds for s in engine.generate(prompt(), max_new_tokens=NEW, **GREEDY).steps)
-        early = [c for p in engine.trace.passes for c in p.copies if c.form and c.kind == "prefetch"]
-        assert bool(early) == ahead
-    assert times[True] != times[False]
+        with offload(model, systems.floe(codec, slots=EXPERTS - 1)) as engine:
+            engine.generate(prompt(), max_new_tokens=NEW, **GREEDY)
+        of_channels = [c for p in engine.trace.passes for c in p.copies if c.form]
+        assert any(c.kind == "prefetch" for c in of_channels) == ahead
+        late[ahead] = sum(c.amount for c in of_channels if c.kind == "demand")
+    assert 0 < late[True] < late[False]
 
 
 # -- room, time and refusals ---------------------------------------------------------------------------------------
