@@ -7,7 +7,7 @@
                  │            └─ fetch        link       host arena ─▶ device slot
                  ├─ who leaves?               evict      LRU · LFU · predicted reuse · popular
                  ├─ what to fetch early?      prefetch   evicted token's router · next gate · request matrix
-                 └─ in what form?             codec      full · 8, 4 or 2 bits · two forms
+                 └─ in what form?             codec      full · 8, 4 or 2 bits · two forms · channels
     logits ─▶ keep the little token?          keep       max probability ≥ gamma
                  └─ no: crop one KV position, prefetch, run big
     every event ─▶ trace ─▶ frames

@@ -59,6 +59,26 @@ class Costs:
         )
         return seconds + decode + self.stretch * self.hardware.launch_s
 
+    def up_s(self, tokens: int = 1) -> float:
+        """The first piece of an expert that comes in pieces (`policies.Channels`): one product, and decoding where
+        it is in fewer bits."""
+        weights, size = self.geometry.expert_params / 3, self.geometry.bytes_per_weight
+        seconds = self._compute_s(weights, tokens, launches=1)
+        if 3 * self.coded[0] < size:
+            read = self.geometry.expert_params * self.coded[0] + weights * size
+            seconds += read / (self.hardware.memory_gb_per_s * 1e9) + self.hardware.launch_s
+        return self.stretch * seconds
+
+    def channels_s(self, share: float, tokens: int = 1) -> float:
+        """The rest of it: two products over a share of its channels; of several tokens each is charged all of them."""
+        return self.stretch * self._compute_s(self.geometry.expert_params * 2 / 3 * share, tokens, launches=2)
+
+    def channels_fetch_s(self, amount):
+        """Seconds of fetching so many channels as one copy; an array of amounts gives an array."""
+        return self.stretch * self.hardware.link_latency_s + amount * self.bytes_of(1) / (
+            self.hardware.link_gb_per_s * 1e9
+        )
+
     def experts_s(self, amounts: list[int]) -> float:
         """Several experts one after the other, each on its amount of tokens."""
         return sum(self.expert_s(tokens) for tokens in sorted(amounts))

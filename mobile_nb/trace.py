@@ -20,7 +20,7 @@ VERSION = 1
 PASS_COLUMNS = {"request": "int32", "step": "int32", "mode": "string", "token_id": "int32"}
 PASS_COLUMNS |= dict.fromkeys(("confidence", "gamma", "begin", "end"), "float64")
 _IDS = dict.fromkeys(("layer", "expert", "slot", "evicted"), "int16")
-COPY_COLUMNS = {"kind": "string", **_IDS, "begin": "float64", "end": "float64", "form": "int16"}
+COPY_COLUMNS = {"kind": "string", **_IDS, "begin": "float64", "end": "float64", "form": "int16", "amount": "int32"}
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class Copy:
     begin: float
     end: float
     form: int = 0  # of the codec's
+    amount: int = 1  # of them: how many channels, where an expert comes in pieces
 
 
 @dataclass(slots=True)
@@ -183,7 +184,7 @@ class Trace:
         return [
             {name: getattr(p, name) for name in PASS_COLUMNS}
             | {"tokens": p.ids.shape[1], "seconds": p.end - p.begin}
-            | {"bytes_moved": sum(sizes[c.form] for c in p.copies)}
+            | {"bytes_moved": sum(sizes[c.form] * c.amount for c in p.copies)}
             | {name: int(getattr(p, name).sum()) for name in ("requests", "hits", "late", "misses")}
             for p in self.passes
         ]
@@ -228,8 +229,7 @@ class Trace:
 
 
 def _pass(row: dict) -> Pass:
-    shape = tuple(row.pop("shape"))
-    copies, waves = _copies(row, "copy_"), _copies(row, "wave_")
+    shape, copies, waves = tuple(row.pop("shape")), _copies(row, "copy_"), _copies(row, "wave_")
     row["ids"] = np.array(row["ids"], dtype=np.int16).reshape(shape)
     row["weights"] = np.array(row["weights"], dtype=np.float32).reshape(shape)
     gates = np.array(row["gates"], dtype=np.int16)

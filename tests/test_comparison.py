@@ -6,7 +6,7 @@ import pytest
 
 from mobile_nb import MobileError
 from mobile_nb.__main__ import main
-from mobile_nb.analysis import comparison, literature
+from mobile_nb.analysis import comparison, literature, world
 from mobile_nb.analysis.comparison import FULL, cells, summary, table
 
 
@@ -75,7 +75,7 @@ WORLD = literature.World("tiny-olmoe")
 def few_problems():
     """Systems learn from one training problem of each task: enough to be made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(literature, "LEARNED_FROM", 1)
+        patch.setattr(world, "LEARNED_FROM", 1)
         yield
 
 

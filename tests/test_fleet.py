@@ -82,6 +82,14 @@ def halves(model):
     return [[expert % 2 for expert in range(experts)] for _ in range(layers)]
 
 
+def channels(model, **fields):
+    """Half of the channels, of 4-bit ups."""
+    from mobile_nb.model.channels import up_outputs
+
+    texts = [torch.arange(3, 40)[None]]
+    return p.Channels.by_sparsity(up_outputs(model, texts, p.Int4(8)), 0.5, up=p.Int4(8), **fields)
+
+
 SYSTEMS = {
     "on_demand": lambda m: systems.on_demand(slots=2),
     "resident": lambda m: systems.on_demand(slots=99),
@@ -97,6 +105,10 @@ SYSTEMS = {
     "split": lambda m: systems.next_gate(miss=p.OnHost(0.7, balance=True), slots=3),
     "int4": lambda m: systems.quantized(p.Int4(8), slots=3),
     "hobbit": lambda m: systems.hobbit(0.3, 0.6, low=p.Int2(8), low_slots=2, slots=3),
+    "floe": lambda m: systems.floe(channels(m), slots=3),
+    "floe_resident": lambda m: systems.floe(channels(m), slots=99),
+    "floe_mobile": lambda m: systems.mobile(middle_gamma(m), codec=channels(m, ahead=False), slots=2),
+    "floe_drop": lambda m: systems.floe(channels(m), slots=5, miss=p.Drop(), prefetch=p.NearestAbsent(2)),
     "beyond": lambda m: systems.moe_beyond(network(m), context=3, slots=3),
     "by_layer": lambda m: systems.on_demand(slots=[2, 4, 3, 5][: sizes(m)[0]]),
     "by_expert": lambda m: systems.mc(p.PerExpert((p.Int4(8), p.Int2(8)), halves(m)), slots=4),

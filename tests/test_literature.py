@@ -13,6 +13,7 @@ import pytest
 from helpers import EXPERTS, GREEDY, make, middle_gamma, plain, prompt, refused
 
 from mobile_nb import offload, policies, replay, systems
+from mobile_nb.model.channels import up_outputs
 from mobile_nb.policies import (
     LFU,
     LRU,
@@ -23,6 +24,7 @@ from mobile_nb.policies import (
     Buddies,
     Buddy,
     ByPriority,
+    Channels,
     Cumulative,
     DraftRouter,
     Drop,
@@ -115,6 +117,12 @@ def learned():
 
 
 @cache
+def channels():
+    """Half of them run, in 2 bits."""
+    return Channels.by_sparsity(up_outputs(model(), [prompt(20, seed=9)], Int2(8)), 0.5, up=Int2(8))
+
+
+@cache
 def choices():
     """Every policy that a live run can have, by question."""
     return {
@@ -133,7 +141,7 @@ def choices():
         ],
         "evict": [LRU(), LFU(), Weighted(), TwoLevel(), Popular(Popularity.from_trace(past()))]
         + [PredictedReuse(by, frequency) for by in predictors() for frequency in (False, True)],
-        "codec": [Full(), Int8(), Int4(8), Int2(8), Mixed(low_slots=2), PerExpert.from_trace(past())],
+        "codec": [Full(), Int8(), Int4(8), Int2(8), Mixed(low_slots=2), PerExpert.from_trace(past()), channels()],
     }
 
 
@@ -144,7 +152,7 @@ BASES = {
         Requests.from_trace(past()), slots=4, miss=Buddy(Buddies.from_trace(past()), tau=0, beta=2)
     ),
 }
-SIZES = {"count": 5, "keep": 9, "prefetch": 24, "miss": 12, "evict": 13, "codec": 6}  # of `choices`
+SIZES = {"count": 5, "keep": 9, "prefetch": 24, "miss": 12, "evict": 13, "codec": 7}  # of `choices`
 EVERY = [(question, n) for question, size in SIZES.items() for n in range(size)]
 
 
@@ -168,14 +176,16 @@ def check_conservation(engine, slots):
     assert all((p.late <= p.hits).all() for p in passes)
     assert not host.any() or isinstance(engine.config.miss, OnHost)
     copies = [copy for p in passes for copy in p.copies]
-    assert len(copies) == (report.misses + report.prefetches).sum()
-    assert sum(copy.kind == "demand" for copy in copies) == report.misses.sum()
+    pieces = isinstance(engine.config.codec, Channels)  # then a copy of the second form is one of channels
+    experts = [copy for copy in copies if not (pieces and copy.form)]
+    assert len(experts) == (report.misses + report.prefetches).sum()
+    assert sum(copy.kind == "demand" for copy in experts) == report.misses.sum()
     assert (report.used + report.wasted <= report.prefetches).all()
     assert (report.resident <= report.slots).all()
     if len(engine.config.codec.forms) == 1:
         assert (report.slots == slots).all()
     costs = engine._server.costs
-    assert report.gb_moved.sum() * 1e9 == pytest.approx(sum(costs.bytes_of(copy.form) for copy in copies))
+    assert report.gb_moved.sum() * 1e9 == pytest.approx(sum(costs.bytes_of(copy.form) * copy.amount for copy in copies))
     assert all(a.end <= b.begin + 1e-12 for a, b in itertools.pairwise(copies)), "one copy at a time"
 
 
@@ -228,6 +238,7 @@ SYSTEMS = {
     "drop": lambda: systems.drop(slots=5),
     "quantized": lambda: systems.quantized(Int2(8), slots=4),
     "mc": lambda: systems.mc(PerExpert.from_trace(past(), (Int4(8), Int2(8))), slots=4),
+    "floe": lambda: systems.floe(channels(), slots=3),
     "hobbit": lambda: systems.hobbit(0.3, 0.6, low=Int2(8), low_slots=2, slots=3),
 }
 EXACT = {
@@ -237,7 +248,7 @@ EXACT = {
 CHANGES_EXPERTS = {  # a replay cannot tell whom
     *("early_routing", "buddymoe", "smoe", "premoe", "emoe", "anybody", "drop", "hobbit"),
 }
-CHANGES_WEIGHTS = {"quantized", "mc"}
+CHANGES_WEIGHTS = {"quantized", "mc", "floe"}
 LIVE = {"moe_beyond"}  # reads hidden states, which a trace does not hold
 DRAFTS_LOW = {"moe_speq"}
 

@@ -1,115 +1,18 @@
-"""What the comparison runs: every published system on one small world, what it has to know beforehand, and its claim.
+"""What the comparison runs: every published system on one small world (`analysis.world`), and its claim.
 
-A world is an embedded model, timed as the published model that it stands for. What systems learn, they learn from
-problems of the training split. Claims are the papers' own, on their hardware and models; see the notebook for ours.
+Claims are the papers' own, on their hardware and models; see the notebook for ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 from .. import policies as p
 from .. import systems
-from ..hardware import Geometry, Hardware
-from ..model.find import STANDS_FOR
-from ..model.load import load
+from ..hardware import Geometry
 from ..runtime.config import MobileConfig
-from ..runtime.offload import offload
-from ..trace import Trace
-from ..vocabulary import MobileError
-from . import tasks
-
-TASKS = ("word-problems", "small-functions")
-CARD = "rtx4080-pcie4"
-LEARNED_FROM = 8  # training problems of each task
-
-
-@dataclass(frozen=True)
-class World:
-    """One embedded model and all that systems may know of it beforehand; each is made when it is first asked for."""
-
-    name: str
-    hardware: str = CARD
-
-    @cached_property
-    def loaded(self):
-        return load(self.name)
-
-    @property
-    def geometry(self) -> str:
-        return STANDS_FOR[self.name]
-
-    @cached_property
-    def experts(self) -> int:
-        return Geometry.of(self.geometry).num_experts
-
-    @cached_property
-    def problems(self) -> dict[str, list]:
-        return {task: tasks.load(task, split="train", n=LEARNED_FROM, seed=11) for task in TASKS}
-
-    def trace_of(self, *names: str) -> Trace:
-        """Full-K routing of the training problems of some tasks."""
-        model, tokenizer = self.loaded
-        with offload(model, systems.big(slots=self.experts), tokenizer=tokenizer) as engine:
-            for name in names:
-                for problem in self.problems[name]:
-                    engine.generate(problem.prompt, max_new_tokens=problem.longest, do_sample=False)
-            return engine.trace
-
-    @cached_property
-    def trace(self) -> Trace:
-        return self.trace_of(*TASKS)
-
-    @cached_property
-    def text(self):
-        """[1, N] the training problems with their solutions, one after the other."""
-        tokenizer = self.loaded[1]
-        some = [problem for each in self.problems.values() for problem in each[:2]]
-        return tokenizer(" ".join(q.prompt + q.solution for q in some), return_tensors="pt").input_ids[:, :300]
-
-    @cached_property
-    def buddies(self) -> p.Buddies:
-        return p.Buddies.from_trace(self.trace)
-
-    @cached_property
-    def buddies_by_output(self) -> p.Buddies:
-        from ..model.outputs import expert_outputs
-
-        return p.Buddies.from_outputs(expert_outputs(self.loaded[0], self.text))
-
-    @cached_property
-    def sensitivity(self) -> list[float]:
-        from ..model.sensitivity import sensitivities
-
-        model, tokenizer = self.loaded
-        some = [problem for each in self.problems.values() for problem in each[:4]]
-        texts = (tokenizer(q.prompt + q.solution, return_tensors="pt").input_ids for q in some)
-        return sensitivities(model, texts).tolist()
-
-    @cached_property
-    def fewer(self) -> list[int]:
-        """LExI's experts a layer, three quarters of K in all."""
-        from ..model.outputs import deviations
-
-        loss = deviations(self.loaded[0])
-        return p.PerLayer.least_loss(loss, round(0.75 * loss.size)).runs
-
-    @cached_property
-    def host(self) -> p.OnHost:
-        return p.OnHost.of(Hardware.preset(self.hardware), Geometry.of(self.geometry))
-
-    @property
-    def ratio(self) -> float:
-        return self.host.ratio
-
-    @cached_property
-    def network(self) -> p.Network | None:
-        try:
-            return p.Network.shipped(self.name)
-        except MobileError:
-            return None
+from .world import CARD, TASKS, World
 
 
 @dataclass(frozen=True)
@@ -220,6 +123,10 @@ ENTRIES: dict[str, Entry] = {
     "MC": Entry(
         lambda w, s: systems.mc(p.PerExpert.from_trace(w.trace), budget_gb=_bytes(w, s)),
         "2410.06270", "2.54 bits at -3.8 points", fixed=True,
+    ),
+    "FloE": Entry(
+        lambda w, s: systems.floe(w.channels, budget_gb=_bytes(w, s)),
+        "2505.05950", "9.3 x smaller, 2.6 x other offloaders, -4.4 to -7.6 %", fixed=True,
     ),
     "HOBBIT": Entry(_hobbit, "2411.01433", "2.30 x MoE-Infinity, at most -1 point"),
 }  # fmt: skip

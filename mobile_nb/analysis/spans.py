@@ -46,6 +46,8 @@ def spans(trace: Trace, *, request: int | None = None, steps=None):
             "this trace does not say when experts were computed (it was made elsewhere, or all of them were on the "
             "device all along): replay it, with hardware= and geometry=."
         )
+    if about.get("questions", {}).get("codec", "").startswith("Channels("):
+        raise MobileError("a trace does not keep how many channels each token needed, so no span is known.")
     if not measured:
         costs = Costs(Hardware(**about["hardware_rates"]), Geometry(**about["geometry_sizes"]), about["layers"])
     fixed = about.get("placed", ()) if about.get("slots", 0) < about["experts"] else ()

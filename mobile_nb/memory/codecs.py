@@ -10,10 +10,12 @@ Legend: N experts · P weights of one matrix, padded to whole groups · g weight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..policies.channels import Channels
 from ..policies.codec import SCALE_BYTES, Codec, Form
 from .host import host_memory
 from .store import ALIGN, Arena, Layout
@@ -100,9 +102,38 @@ class Encoding:
             there.copy_(weights.flatten(1)[:, : part.weights])
 
 
+def first_piece(layout: Layout) -> Layout:
+    """Of `up` alone, [I, H], where an expert comes in pieces."""
+    ((_, shape, _),) = (part for part in layout.parts if part[0] == "down_proj")
+    numel = shape[0] * shape[1]
+    return Layout((("up", (shape[1], shape[0]), 0),), numel, numel, layout.dtype)
+
+
+def pieces(codec: Channels, layout: Layout) -> tuple[float, float]:
+    """Bytes over the weights of a whole expert, as they really are, of `up` and of one channel of the others."""
+    (_, (channels, _), _) = first_piece(layout).parts[0]
+    return codec.pieces(layout.dtype.itemsize, channels, _really(codec, layout))
+
+
+def _really(codec: Channels, layout: Layout) -> float | None:
+    return None if codec.up.bits is None else Encoding(first_piece(layout), codec.up).bytes_per_weight
+
+
 def coded(codec: Codec, layout: Layout) -> tuple[float | None, ...]:
-    """Bytes a weight of each form of a codec as blocks really are, None for the full one: what `Costs` asks for."""
+    """Bytes a weight of each form of a codec as slots really are, None for the full one; but for experts that come in
+    pieces also what `Costs` asks for."""
+    if isinstance(codec, Channels):
+        return (codec.held(layout.dtype.itemsize, _really(codec, layout)),)
     return tuple(None if form.bits is None else Encoding(layout, form).bytes_per_weight for form in codec.forms)
+
+
+def beside(codec: Codec, layout: Layout, counts: Sequence[int]) -> float:
+    """Bytes that the host holds of a layer beside its full experts, of which so many come in each form; of those that
+    come in pieces, `up` in its form and decoded."""
+    each = coded(codec, layout)
+    if isinstance(codec, Channels):
+        each = (pieces(codec, layout)[0] + layout.dtype.itemsize / 3,)
+    return layout.weights * sum(n * (size or 0.0) for n, size in zip(counts, each, strict=True))
 
 
 class EncodedArena:
@@ -154,4 +185,4 @@ def _unpacked(packed: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tens
     return torch.cat([(packed >> (bits * n)) & (2**bits - 1) for n in range(8 // bits)], dim=1).to(dtype)
 
 
-__all__ = ["EncodedArena", "Encoding", "Scratch", "coded"]
+__all__ = ["EncodedArena", "Encoding", "Scratch", "beside", "coded", "first_piece", "pieces"]

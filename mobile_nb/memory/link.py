@@ -55,6 +55,13 @@ class SimulatedLink:
             self.mover(layer, int(experts[0]), int(slots[0]))
         return begin, end
 
+    def more(self, rows, layer: int, slots, seconds, since) -> tuple[np.ndarray, np.ndarray]:
+        """Starts a copy of `seconds` [R] in each row beside what its slot holds already. When each begins and ends."""
+        begin = np.maximum(self.free[rows], since)
+        self.free[rows] = self.ready[rows, layer, slots] = end = begin + seconds
+        self.copying_s[rows] += seconds
+        return begin, end
+
     def ready_at(self, layer: int, slots: np.ndarray) -> np.ndarray:
         """When the contents of `slots` [C, k] are there, in seconds; those with slot -1 never are (infinity)."""
         at = np.take_along_axis(self.ready[:, layer], np.maximum(slots, 0), axis=1)

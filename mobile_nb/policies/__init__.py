@@ -13,6 +13,7 @@ A policy is a pure decision on ids and scores: it sees no tensor, no stream and 
 the user as one sentence that names it.
 """
 
+from .channels import Channels
 from .codec import Full, Int2, Int4, Int8, Mixed, PerExpert
 from .count import Fraction, PerLayer, Sensitivity, TopK, WeightRatio
 from .evict import LFU, LRU, Belady, Popular, Popularity, PredictedReuse, TwoLevel, Weighted
@@ -46,6 +47,7 @@ __all__ = [
     "Buddies",
     "Buddy",
     "ByPriority",
+    "Channels",
     "Cumulative",
     "DraftRouter",
     "Drop",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..hardware import Hardware
-from ..model.decoded import every_form
+from ..model.channels import computed_from
 from ..vocabulary import MobileError, Step
 from .batch import BatchDecoder, installed
 from .config import MobileConfig
@@ -140,7 +140,7 @@ class Engine:
         try:
             compute, arenas = None, enumerate(zip(layers, self._server.arenas, strict=True))
             if not config.codec.lossless:
-                compute = [every_form(layer, at, arena, config.codec) for at, (layer, arena) in arenas]
+                compute = [computed_from(layer, at, arena, config.codec) for at, (layer, arena) in arenas]
             fleet = functools.partial(Fleet, layers, config, self._server.pools, self._server.costs, compute)
             with installed(self.model, config, fleet, layers) as decoder:
                 yield decoder
@@ -202,7 +202,7 @@ class Engine:
             wrote=w.mode,
             confidence=w.confidence,
             seconds=seconds,
-            bytes_moved=sum(self._server.costs.bytes_of(copy.form) for p in w.passes for copy in p.copies),
+            bytes_moved=sum(self._server.costs.bytes_of(c.form) * c.amount for p in w.passes for c in p.copies),
             hits=int(sum(p.hits.sum() for p in w.passes)),
             misses=int(sum(p.misses.sum() for p in w.passes)),
             fell_back=len(w.passes) > 1,

@@ -19,7 +19,6 @@ from ..clock import VirtualClock
 from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.link import SimulatedLink
-from ..memory.scheduler import Scheduler
 from ..model.adapters import MoELayer
 from ..policies.miss.ask import Host
 from ..vocabulary import PROMPT
@@ -27,6 +26,7 @@ from .config import MobileConfig
 from .facts import consulted, looks_ahead, revises
 from .forms import Forms
 from .missed import answered, answers, left_to_host
+from .needs import make_scheduler, pieces_of
 from .past import Text
 from .rows import RowView, cut
 from .states import States, context
@@ -67,10 +67,11 @@ class Fleet:
         cache = Cache(*self.sizes[:2], pools[None].repeat(texts, axis=0), config.evict, self.forms.own)
         fetch_s = np.repeat([costs.fetch_of(form) for form in range(pools.shape[1])], pools.max(axis=0))
         link = SimulatedLink(VirtualClock(texts), len(layers), len(fetch_s), fetch_s[None].repeat(texts, axis=0))
-        self.scheduler = Scheduler(cache, link, record=False)
+        self.scheduler = make_scheduler(config, cache, link, costs, layers[0], record=False)
         facts = {"scheduler": self.scheduler, "forms": self.forms, "fleet": self}
         self.views = [RowView(*self.sizes, **facts, row=row, given=States(context(config))) for row in range(texts)]
         compute = [layer.experts for layer in layers] if compute is None else compute
+        self._pieces = pieces_of(config, self.scheduler, costs, compute, self)
         self.experts = [FleetExperts(self, at, each) for at, each in enumerate(compute)]
         self._full = all(cache.full(at) for at in range(len(layers)))  # nothing will ever be fetched
         self.computing_s = np.zeros(texts)
@@ -119,12 +120,9 @@ class Fleet:
         counts = {name: count.sum(axis=1) for name, count in self.scheduler.counts.items()}
         weigh = [self.costs.bytes_of(form) for form in range(len(self.costs.coded))]
         moved = self.scheduler.fetches.sum(axis=1) @ np.array(weigh)
-        found = {
-            "seconds": self.scheduler.link.clock.now.copy(),
-            "computing_s": self.computing_s.copy(),
-            "bytes": moved,
-        }
-        return {name: found[name] if name in found else counts[name] for name in ACCOUNT}
+        now, computing = self.scheduler.link.clock.now.copy(), self.computing_s.copy()
+        found = counts | {"seconds": now, "computing_s": computing, "bytes": moved}
+        return {name: found[name] for name in ACCOUNT}
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
@@ -150,6 +148,10 @@ class Fleet:
         else:
             asked, index, weights = self._token(at, index, weights, runs)
             seconds = [[self.costs.expert_s(1, entry // self.sizes[1]) for entry in each] for each in asked]
+        if self._pieces is not None:
+            given = hidden.view(*shape[:2], -1), index.view(*shape[:2], -1)
+            seconds, rest = self._pieces.of_texts(at, dict(zip(self.rows, asked, strict=True)), self.real, *given)
+            self.computing_s += rest
         for row, each in zip(self.rows, seconds, strict=True):
             self.computing_s[row] += sum(each)
         if self._hosted.any():

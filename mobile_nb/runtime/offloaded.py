@@ -16,11 +16,12 @@ from ..memory.link import SimulatedLink
 from ..memory.store import Layout
 from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
-from ..policies import Full
+from ..policies import Channels, Full
 from ..trace import Trace
 from ..vocabulary import MobileError, number
 from .config import MobileConfig, choose_slots, conditions, found
 from .forms import Forms
+from .needs import refuse, travelling
 from .serve import Server
 
 _FILES = {"time": "measured, experts read from their files", "hardware": "this machine", "hardware_rates": None}
@@ -85,11 +86,13 @@ class Offloaded:
             )
         cuda = self.device.type == "cuda"
         simulate = hardware is not None or not (self.files or cuda)
+        refuse(config, self.layers, simulated=simulate and not cuda)
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
         hardware = reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
         layers, sizes = len(self.layers), self._coded(config)
-        costs = Costs(hardware, self.geometry, layers, sizes)
+        moved = travelling(config.codec, self.layers[0], self.geometry, self.own, sizes)
+        costs = Costs(hardware, self.geometry, layers, moved)
         if cuda and not simulate:
             free_gb = 0.9 * self._room() / 1e9
         else:
@@ -130,6 +133,8 @@ class Offloaded:
             )
         if self.own:
             return coded(config.codec, Layout.of(self.layers[0].experts, self.layers[0].num_experts))
+        if isinstance(config.codec, Channels):
+            return (config.codec.held(self.geometry.bytes_per_weight),)
         return tuple(form.bytes_per_weight for form in config.codec.forms)
 
     def _conditions(self, server: Server, slots: int | tuple[int, ...], chosen: str) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..hardware import Geometry, Hardware
-from ..memory.codecs import coded
+from ..memory.codecs import beside, coded
 from ..memory.host import host_gb
 from ..model.context import cache_bytes, longest
 from ..model.find import folder_of, why
@@ -174,7 +174,7 @@ def plan(
         bytes_per_weight=layout.nbytes / layout.weights,
     )
     gb = [layout.weights * (each or geometry.bytes_per_weight) / 1e9 for each in sizes]  # of an expert in each form
-    arenas += sum(n * one for n, one, each in zip(forms.counts, gb, sizes) if each is not None) * len(layouts)
+    arenas += beside(codec, layout, forms.counts) * len(layouts) / 1e9
     free_gb = USABLE * card.device_gb - other_gb - embeddings_gb - cache_gb
     if slots is budget_gb is None and free_gb < float((forms.sizes(1) @ gb).sum()):
         slots, chosen = 1, f"1 of {count} experts a layer, the fewest that work"

@@ -18,7 +18,7 @@ def report(server: Server, trace: Trace):
     from .frames import Report
 
     cache, counts = server.scheduler.cache, {name: c[0] for name, c in server.scheduler.counts.items()}
-    moved = server.scheduler.fetches[0] @ [server.costs.bytes_of(form) for form in range(cache.sizes.shape[2])]
+    moved = server.scheduler.fetches[0] @ [server.costs.bytes_of(form) for form in range(len(server.costs.coded))]
     frame = Report(
         {
             "layer": [layer.name for layer in server.layers],

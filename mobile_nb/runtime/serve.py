@@ -15,10 +15,8 @@ import torch
 from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.disk import DiskArena, HostCache, arena_of
-from ..memory.scheduler import Scheduler
 from ..memory.store import Arena
 from ..model.adapters import MoELayer
-from ..model.decoded import Pools
 from ..model.experts import OffloadedExperts, best, picked
 from ..policies.miss.ask import Host
 from ..vocabulary import BIG, LITTLE, PROMPT
@@ -27,6 +25,7 @@ from .facts import View, consult, counted, read_gates
 from .forms import Forms
 from .hosted import HostUnit
 from .missed import answered, answers, left_to_host
+from .needs import make_scheduler, make_slots, needs
 from .past import Text
 from .states import States, context
 
@@ -47,15 +46,16 @@ class Server:
         self.slots = max(slots) if isinstance(slots, tuple) else slots  # as the configuration says them
         self.arenas: list[Arena | DiskArena] = []
         self.host_cache: HostCache | None = None
-        self._slots: list[Pools] = []
+        self._slots: list = []  # of each layer, `Pools` or what its codec takes
         self.link = make_link(self._move)
         experts, top_k = layers[0].num_experts, layers[0].top_k
         self.forms = Forms(config.codec, len(layers), experts)
         self.pools = self.forms.sizes(slots)  # [L, F]
         cache = Cache(len(layers), experts, self.pools[None], config.evict, self.forms.own)
-        self.scheduler = Scheduler(cache, self.link)
+        self.scheduler = make_scheduler(config, cache, self.link, costs, layers[0])
         self.view = View(len(layers), experts, top_k, scheduler=self.scheduler, found=layers, forms=self.forms)
         self.view.given = States(context(config))
+        self._needs = needs(config, self.scheduler, costs, self._slots, self.view)
         self.mode: str | None = None  # None: the model was called outside a pass
         big_too = config.miss.lossless or not config.drafts  # a verification is the full model's
         self._asks = () if not answers(config) else (PROMPT, LITTLE, BIG) if big_too else (PROMPT, LITTLE)
@@ -87,7 +87,7 @@ class Server:
                 pin = self._device.type == "cuda"
                 self.arenas.append(arena_of(layer.experts, layer.num_experts, at, self.host_cache, pin=pin))
             about = self.arenas[at], self.config.codec, cache, self._device, scratches
-            self._slots.append(Pools(layer, at, *about))
+            self._slots.append(make_slots(layer, at, *about))
             for slot in np.flatnonzero(cache.shut[0, at] & (cache.expert_in[0, at] >= 0)):  # who stays for good
                 self._move(at, int(cache.expert_in[0, at, slot]), int(slot))
             layer.block.experts = OffloadedExperts(
@@ -206,8 +206,7 @@ class Server:
         if hosted:
             on_host = self._host.take(at, hidden, picked(weights, list(hosted)), list(hosted.values()))
             self.scheduler.on_host(at, len(hosted), self.costs.host_s() * len(hosted))
-        seconds = np.array([self.costs.expert_s(1, form) for form in range(len(self.costs.coded))])
-        seconds = seconds[asked // self.view.experts]
+        seconds = self._needs.seconds(at, list(columns), [1] * len(columns), lambda expert: hidden)
         for wave in self.scheduler.request(at, asked, seconds, lambda: self._prefetch(at)):
             parts.append(self._slots[at].one_token(wave, columns, hidden, weights))
         if hosted:  # while the link and the device are at work
@@ -233,7 +232,8 @@ class Server:
             on_host = self._host.take_several(at, hidden, index, weights, hosted)
             self.scheduler.on_host(at, len(hosted), sum(self.costs.host_s(wanted[each]) for each in hosted))
         asked = {self.forms.entry(at, each): wanted[each] for each in wanted if each not in hosted}
-        seconds = np.array([[self.costs.expert_s(n, entry // self.view.experts) for entry, n in asked.items()]])
+        of = list(asked), list(asked.values()), lambda expert: hidden[(index == expert).any(dim=1)]
+        seconds = self._needs.seconds(at, *of)
         out = torch.zeros_like(hidden)
         for wave in self.scheduler.request(at, np.array([list(asked)], dtype=np.int64), seconds):
             out = self._slots[at].many_tokens(wave, len(wanted), hidden, index, weights, out)

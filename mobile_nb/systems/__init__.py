@@ -22,6 +22,7 @@
     anybody, drop   K                -           -                         random, nobody    LRU              no
     quantized       K                -           -                         wait, fewer bits  LRU              no
     mc              by weight        -           -                         wait, their bits  LRU              no
+    floe            K                -           next gate, its channels   wait, channels    LRU              no
     hobbit          K                -           next gate, two forms      low bits, nobody  LRU, LFU, LHU    no
 
 Every function takes `slots=` or `budget_gb=` (and any other field of `MobileConfig`) beside its own parameters. What a
@@ -33,7 +34,21 @@ Adding one is a function in a file of this folder, and a line below.
 from __future__ import annotations
 
 from .exact import expertflow, fiddler, finemoe, moe_beyond, moe_infinity, next_gate
-from .lossy import adapmoe, anybody, buddymoe, drop, early_routing, emoe, hobbit, lexi, mc, premoe, quantized, smoe
+from .lossy import (
+    adapmoe,
+    anybody,
+    buddymoe,
+    drop,
+    early_routing,
+    emoe,
+    floe,
+    hobbit,
+    lexi,
+    mc,
+    premoe,
+    quantized,
+    smoe,
+)
 from .paper import big, little, mobile, moe_speq, on_demand, speculative
 
 __all__ = [
@@ -47,6 +62,7 @@ __all__ = [
     "expertflow",
     "fiddler",
     "finemoe",
+    "floe",
     "hobbit",
     "lexi",
     "little",

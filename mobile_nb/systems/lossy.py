@@ -109,6 +109,20 @@ def mc(codec: p.PerExpert, *, least: float = 0.3, **fields) -> MobileConfig:
     return MobileConfig(**({"count": p.WeightRatio(least), "codec": codec} | fields))
 
 
+def floe(channels: p.Channels, **fields) -> MobileConfig:
+    """FloE (arXiv 2505.05950): of an expert only the channels that a token needs, which a matrix in two bits names.
+
+    The published system predicts the next layer's experts with small trained networks (88 % right); here the next
+    layer's gate says them [inference: this library trains none]. Its intra-expert predictor is as published, the
+    expert's own `up` on the hidden state at hand, see `Channels.ahead`.
+
+    Args:
+        channels: such as `policies.Channels.by_sparsity(model.channels.up_outputs(model, texts))` makes; `budget_gb`
+            gives it as much device memory as a system with whole experts has.
+    """
+    return MobileConfig(**({"prefetch": NextGate(1), "codec": channels} | fields))
+
+
 def hobbit(
     t1: float = 0.6, t2: float = 0.9, *, low: Form | None = None, low_slots: int = 4, ahead: int = 1, **fields
 ) -> MobileConfig:
@@ -146,6 +160,7 @@ __all__ = [
     "drop",
     "early_routing",
     "emoe",
+    "floe",
     "hobbit",
     "lexi",
     "mc",
