@@ -51,9 +51,11 @@ def offload(
         engine = Engine(offloaded, config, hardware, tokenizer=tokenizer, static=static)
         yield engine
     finally:
-        if engine is not None:
-            engine._close()
-        offloaded.restore()
+        try:
+            if engine is not None:
+                engine._close()
+        finally:
+            offloaded.restore()
 
 
 __all__ = ["offload"]

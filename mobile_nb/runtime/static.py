@@ -4,7 +4,8 @@ A pass that reads one token is recorded once, while the model's own forward runs
 routing to its experts, and the next one begins with what they add. From then on such a pass is: replay a graph, let the
 server compute the experts as ever, replay the next. What is recorded does not know which of the little and the big
 model runs, what gamma is or who is in which slot: all that happens between the graphs. Prompts, and passes that verify
-drafts, run as they are. Knows nothing about policies, slots or links.
+drafts, run as they are. Hooks on the model's modules are not called in a replay. Knows nothing about policies, slots or
+links.
 
 Legend: T tokens of a prompt · H hidden · K experts routed to · L layers of the cache.
 """
@@ -31,13 +32,13 @@ class FixedCache(StaticCache):
     It does so by counting back: what lies behind the count is masked, and written over by the next pass.
 
     Args:
-        config: of the model.   positions: how many it holds.   device: of the model.
+        config: of the model.   positions: how many it holds.
 
     Raises:
         MobileError: a layer of the model keeps something else than every position.
     """
 
-    def __init__(self, config, positions: int, device: torch.device):
+    def __init__(self, config, positions: int):
         super().__init__(config=config, max_cache_len=positions)
         strange = next((type(layer).__name__ for layer in self.layers if type(layer) is not StaticLayer), None)
         if strange is not None:
@@ -45,14 +46,10 @@ class FixedCache(StaticCache):
                 f"a static cache holds every position, and this model wants a {strange} for some of its layers; leave "
                 "static=None."
             )
-        self.positions = positions
-        self._counts = torch.zeros(len(self.layers), dtype=torch.long, device=device)
-        for layer, count in zip(self.layers, self._counts.unbind(), strict=True):
-            layer.cumulative_length = count  # a view, so that all of them are counted back at once
 
     def crop(self, tokens: int) -> None:
         """Drops the last -`tokens` positions."""
-        self._counts.add_(tokens)
+        torch._foreach_add_([layer.cumulative_length for layer in self.layers], tokens)  # one launch
 
 
 @dataclass
@@ -84,7 +81,7 @@ class StaticDecoding:
         self.model, self.positions = model, whole("static", positions)
         self._layers, self._graphs = layers, graphs
         device = model.get_input_embeddings().weight.device
-        self.cache = FixedCache(model.config, positions, device)
+        self.cache = FixedCache(model.config, positions)
         self._ids, self._at = (torch.zeros(1, 1, dtype=torch.long, device=device) for _ in range(2))
         self._warm, self._parts = False, []
         self._last = self._outputs = None
@@ -134,8 +131,9 @@ class StaticDecoding:
         with self._graphs.apart():
             if self._warm:
                 return self._record(inputs)
-            self._warm = True  # libraries make their workspaces at the first use, and must not while recorded
-            return self.model(**inputs)
+            outputs = self.model(**inputs)
+            self._warm = True  # libraries load and make workspaces at the first use, and must not while recorded
+            return outputs
 
     def close(self) -> None:
         """Gives the cache and the graphs back."""
