@@ -17,7 +17,7 @@ from mobile_nb.bench import link as link_module
 from mobile_nb.bench import rows as rows_module
 from mobile_nb.bench.card import Options, bench
 from mobile_nb.bench.rivals import by_accelerate, tokens_by
-from mobile_nb.bench.rows import Job, Setting, Yardstick, jobs, launches_of
+from mobile_nb.bench.rows import Job, Setting, Yardstick, calls_of, jobs, launches_of
 from mobile_nb.bench.scripted import Recording
 from mobile_nb.bench.shown import report, to_frame
 from mobile_nb.files import data_path
@@ -312,6 +312,28 @@ def test_kernels_are_counted_and_copies_are_not():
     events = [Event(name=name, device_type="DeviceType.CUDA") for name in names]
     events.append(Event(name="cudaLaunchKernel", device_type="DeviceType.CPU"))
     assert launches_of(events) == 2
+
+
+def test_calls_are_launches_by_the_host_a_graph_counting_once():
+    def event(name, device="DeviceType.CPU"):
+        return SimpleNamespace(name=name, device_type=device)
+
+    names = "cudaLaunchKernel cuLaunchKernelEx cudaGraphLaunch cudaMemcpyAsync aten::add cudaStreamSynchronize".split()
+    assert calls_of([*map(event, names), event("cudaLaunchKernel", "DeviceType.CUDA")]) == 3
+
+
+def test_rows_come_once_more_with_a_static_cache_and_say_so():
+    options = Options(models=("olmoe-1b-7b",), device="cpu", tiny=True, tokens=4, slots=(16,), quick=True, static=True)
+    result = bench(options, progress=False)
+    rows = [row for row in result["rows"] if "ms_per_token" in row]
+    assert not [row["why"] for row in result["rows"] if "why" in row and "CUDA" not in row["why"]]
+    grown, static = ([row for row in rows if row["static"] is there] for there in (False, True))
+    assert [row["system"] for row in grown] == [row["system"] for row in static] and len(static) > 5
+    for one, other in zip(grown, static, strict=True):  # simulated, so nothing but the cache differs
+        assert other["ms_per_token"] == pytest.approx(one["ms_per_token"]), one["system"]
+        assert other["mb_per_token"] == one["mb_per_token"] if "mb_per_token" in one else True
+    shown = report(result, terminal.table)
+    assert shown.count(", static") == len(static) and result["conditions"]["options"]["static"]
 
 
 def test_a_budget_of_time_ends_a_row(tiny):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -44,6 +44,7 @@ class Options:
         minutes: for everything. Rows for which no time is left say so.
         quick: one model, two sizes, within a minute.
         device, tiny: "cpu" needs tiny: a rehearsal with small shapes on a simulated clock.
+        static: each row once more with a static KV cache and, on a card, CUDA graphs (`offload(static=)`).
         tokens: most of a row.   seed: of weights, fallbacks and sampled tokens.   gamma: of real models.
     """
 
@@ -58,6 +59,7 @@ class Options:
     tokens: int = 64
     seed: int = 0
     gamma: float = 0.7
+    static: bool = False
 
     def __post_init__(self):
         number("minutes", self.minutes, low=0)
@@ -120,6 +122,7 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar) -
     slots = slots[-2:] if options.quick else slots
     slots.sort(key=lambda s: s != experts // 4)  # the paper's size first: the last rows may find no time left
     todo = jobs(top_k, slots, seed=options.seed, gamma=gamma, quick=options.quick)
+    todo += [replace(job, static=True) for job in todo] if options.static else []
     rates = _rates(layers, device)
     yardstick = Yardstick(rates.get("pinned_gb_per_s") or rates["pageable_gb_per_s"])
     rows: list[dict] = []
@@ -129,7 +132,7 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar) -
             run(model, Job("warm-up", todo[-1].config), setting, yardstick, 0.5)
     for at, job in enumerate(todo):
         bar.step(f"{name}: {job.system}, {job.config.slots} slots")
-        about = shared | {"system": job.system, "slots": job.config.slots, "of_experts": experts}
+        about = shared | {"system": job.system, "slots": job.config.slots, "of_experts": experts, "static": job.static}
         rows.append(about | _row(model, job, setting, yardstick, end, len(todo) + 1 - at))
         if job.system in (ALONE, ALONE_LITTLE) and "ms_per_token" in rows[-1]:
             seconds = rows[-1]["ms_per_token"] / 1e3

@@ -27,6 +27,7 @@ def add_bench(commands) -> None:
     bench.add_argument("--gamma", type=float, default=0.7, help="of models with real weights (%(default)s)")
     bench.add_argument("--seed", type=int, default=0, help="of weights, fallbacks and tokens (%(default)s)")
     bench.add_argument("--tokens", type=int, help="most new tokens a row (64; with --resident 100)")
+    bench.add_argument("--static", action="store_true", help="each row once more with a static cache and CUDA graphs")
     bench.add_argument("--resident", action="store_true", help="instead: everything on the device, beside transformers")
     bench.add_argument("--repeats", type=int, default=5, help="pairs of runs, with --resident (%(default)s)")
     bench.add_argument("--json", type=Path, help="write the numbers to this file too")
@@ -41,7 +42,7 @@ def _bench(args) -> None:
     from .card import Options, bench
     from .shown import report
 
-    names = ("models", "layers", "slots", "routing", "minutes", "quick", "device", "tiny", "gamma", "seed", "tokens")
+    names = "models layers slots routing minutes quick device tiny gamma seed tokens static".split()
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     result = bench(Options(**given), progress=sys.stderr.isatty())
     print(report(result, terminal.table))
@@ -52,7 +53,7 @@ def _resident(args) -> None:
     from ..view import terminal
     from .resident import resident
 
-    rows = resident(args.tokens or 100, args.repeats)
+    rows = resident(args.tokens or 100, args.repeats, static=args.static)
     shown = [
         {
             "model": row["model"],

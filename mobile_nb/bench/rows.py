@@ -35,12 +35,14 @@ class Job:
         system: its name in the table.   config: see `MobileConfig`.
         forget: the slots are emptied before each token: offloading without a cache.
         alone: nothing is copied, so that the arithmetic and its launches are timed alone; the text means nothing.
+        static: with a static KV cache and, on a card, CUDA graphs.
     """
 
     system: str
     config: MobileConfig
     forget: bool = False
     alone: bool = False
+    static: bool = False
 
 
 @dataclass
@@ -100,10 +102,15 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
     Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, hit_rate, time; link_bound_ms (bytes over
     the rate of the same run) and over_link_bound; bound_ms (the larger of link and computation where needs are known
     ahead, else their sum) and over_bound; overlap (part of the smaller of copying and computing that lay within the
-    other) and link_busy (part of the time in which something was copied); waits and launches a token (None without a
-    card); predicted_ms (`replay` of the same routing on the card's own rates) and predicted_over_ms.
+    other) and link_busy (part of the time in which something was copied); waits, launches (kernels that ran) and calls
+    (how often the host launched a kernel or a graph of them) a token, None without a card; predicted_ms (`replay` of
+    the same routing on the card's own rates) and predicted_over_ms.
     """
-    with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry) as engine:
+    static = setting.prompt.shape[1] + _most(setting) if job.static else None
+    with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry, static=static) as engine:
+        if job.static:  # passes are recorded in a text of their own; slots and trace begin anew
+            engine.generate(setting.prompt, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+            engine.change()
         if setting.recording is not None:
             setting.recording.put_into(engine)
         if job.alone:
@@ -121,8 +128,7 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
 def _write(engine, job: Job, setting: Setting, seconds: float) -> tuple[list[float], dict]:
     torch.manual_seed(setting.seed)
     how = {"do_sample": True, "top_k": 0} if setting.sampled else {"do_sample": False}
-    most = setting.most + 2 * COUNTED + 1
-    words = engine.stream(setting.prompt, max_new_tokens=most, eos_token_id=None, pad_token_id=0, **how)
+    words = engine.stream(setting.prompt, max_new_tokens=_most(setting), eos_token_id=None, pad_token_id=0, **how)
     took: list[float] = []
     try:
         next(words)
@@ -134,11 +140,16 @@ def _write(engine, job: Job, setting: Setting, seconds: float) -> tuple[list[flo
         counted = _counted(words, engine) if engine.measured and torch.cuda.is_available() else {}
     finally:
         words.close()
-    return took, {"waits": None, "launches": None} | counted
+    return took, {"waits": None, "launches": None, "calls": None} | counted
+
+
+def _most(setting: Setting) -> int:
+    """New tokens of a row: the first, those that are timed, and those that are counted twice."""
+    return setting.most + 2 * COUNTED + 1
 
 
 def _counted(words, engine) -> dict:
-    """How often the host waits for the card in a token, and how many kernels it launches."""
+    """How often the host waits for the card in a token, how many kernels run, and how often the host launches."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -154,18 +165,25 @@ def _counted(words, engine) -> dict:
             for _ in range(COUNTED):
                 next(words)
             torch.cuda.synchronize()
-        launches = launches_of(profile.events()) / COUNTED
+        events = profile.events()
+        launches, calls = launches_of(events) / COUNTED, calls_of(events) / COUNTED
     except StopIteration:
         raise
     except Exception:  # some containers do not let the profiler see the card
-        launches = None
-    return {"waits": waits, "launches": launches or None}
+        launches = calls = None
+    return {"waits": waits, "launches": launches or None, "calls": calls or None}
 
 
 def launches_of(events) -> int:
     """Kernels among a profiler's events: what ran on the card and is neither a copy nor a fill."""
     there = [event for event in events if str(event.device_type).endswith("CUDA")]
     return sum(not event.name.startswith(("Memcpy", "Memset", "ProfilerStep")) for event in there)
+
+
+def calls_of(events) -> int:
+    """Launches by the host among a profiler's events: of one kernel, or of a CUDA graph, however many it holds."""
+    here = [event for event in events if not str(event.device_type).endswith("CUDA")]
+    return sum(event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch")) for event in here)
 
 
 def _copy_nothing(engine) -> None:
@@ -217,4 +235,4 @@ def _predicted(trace: Trace, job: Job, engine, ms: float) -> dict:
     return {"predicted_ms": predicted, "predicted_over_ms": predicted / ms}
 
 
-__all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "Yardstick", "jobs", "launches_of", "run"]
+__all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "Yardstick", "calls_of", "jobs", "launches_of", "run"]

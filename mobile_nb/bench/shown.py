@@ -19,6 +19,7 @@ COLUMNS = {  # heading -> key, format
     "link busy": ("link_busy", "{:.0%}"),
     "waits": ("waits", "{:.0f}"),
     "launches": ("launches", "{:.0f}"),
+    "calls": ("calls", "{:.0f}"),
     "predicted, ms": ("predicted_ms", "{:.1f}"),
 }
 
@@ -65,7 +66,8 @@ def cells(rows: list[dict]) -> list[dict[str, str]]:
         return "-" if row.get(key) is None else form.format(row[key])
 
     return [
-        {"system": row["system"]} | {head: text(row, *how) for head, how in COLUMNS.items()}
+        {"system": row["system"] + (", static" if row.get("static") else "")}
+        | {head: text(row, *how) for head, how in COLUMNS.items()}
         for row in rows
         if "why" not in row
     ]

@@ -81,10 +81,11 @@ class Decoder:
         keep: returns the policy in force, asked anew for each token, so that gamma can move.
         request: number of this generation, for the trace.
         record: receives every finished `Pass`.
+        static: the `StaticDecoding` that runs the model, or None.
     """
 
-    def __init__(self, server: Server, keep: Callable[[], object], request: int, record: Callable[[Pass], None]):
-        self.server, self.keep, self.request, self.record = server, keep, request, record
+    def __init__(self, server: Server, keep: Callable[[], object], request: int, record: Callable, static=None):
+        self.server, self.keep, self.request, self.record, self.static = server, keep, request, record, static
         self.two_passes = server.config.two_passes
         self._past: list[float] = []  # confidences of the little tokens so far
         self._inputs: dict = {}
@@ -104,6 +105,9 @@ class Decoder:
             return model._prefill(input_ids, config, keywords, is_first_iteration=True)
 
         self._model, self._processor, self._config, self._keywords = model, processor, config, keywords
+        self._run = model if self.static is None else self.static
+        if self.static is not None:
+            self.static.check(input_ids.shape[1], config.max_length)
         outputs, done = self._pass(PROMPT, prefill, 0)
         self._judge(outputs, 0, done)
         turn, step, last = Turn(outputs, [done], BIG), 0, False
@@ -177,10 +181,12 @@ class Decoder:
             keywords = model._update_model_kwargs_for_generation(turn.outputs, keywords, is_encoder_decoder=False)
             new = 1 if keywords.get("use_cache") else None  # without a KV cache the whole text is read again
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=new, **keywords)
+            if self.static is not None:  # its cache says what the mask would
+                inputs.pop("attention_mask", None)
         self._inputs, self._keywords = inputs, keywords
 
         def forward():
-            return model(**inputs, return_dict=True)
+            return self._run(**inputs, return_dict=True)
 
         if not self.two_passes:
             outputs, done = self._pass(BIG, forward, step)

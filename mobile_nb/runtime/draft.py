@@ -67,7 +67,7 @@ class Drafter(Decoder):
         return Turn(outputs, passes, BIG, gamma, drafted, began)
 
     def _read(self, mode: str, inputs: dict, step: int, passes: list):
-        return self._pass(mode, lambda: self._model(**inputs, return_dict=True), step, most_named(passes))
+        return self._pass(mode, lambda: self._run(**inputs, return_dict=True), step, most_named(passes))
 
     def _drafts(self, keep) -> int:
         answer = ask(keep, "drafts", self._readings)

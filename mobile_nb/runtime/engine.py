@@ -20,6 +20,7 @@ from .generation import Generation
 from .offloaded import Offloaded
 from .prompt import as_model_inputs, check_request
 from .report import report
+from .static import static_decoding
 from .text import TextStream
 
 BUSY = "this engine is writing already; wait for it, or close the other stream."
@@ -34,11 +35,12 @@ class Engine:
         hardware, geometry: what the clock is about.   measured: True on a CUDA link, False on a simulated one.
     """
 
-    def __init__(self, offloaded: Offloaded, config: MobileConfig | None, hardware, *, tokenizer):
+    def __init__(self, offloaded: Offloaded, config: MobileConfig | None, hardware, *, tokenizer, static=None):
         self.model, self.tokenizer = offloaded.model, tokenizer
         self._offloaded = offloaded
         self._writing = threading.Lock()
         self._open = True
+        self._static = static_decoding(self.model, offloaded.layers, static)
         self._begin(config, hardware)
 
     def _begin(self, config: MobileConfig | None, hardware: Hardware | str | None) -> None:
@@ -46,6 +48,8 @@ class Engine:
         self._server, self.trace, self.slots = server, trace, server.slots
         self.config, self.hardware, self.geometry = server.config, server.costs.hardware, server.costs.geometry
         self._keep, self._requests = server.config.keep, 0
+        if self._static is not None:
+            trace.conditions["static"] = self._static.positions
 
     def change(self, config: MobileConfig | None = None, *, hardware: Hardware | str | None = None) -> None:
         """Offloads the same model anew, between two texts: the slots are empty, and `trace` and `report` begin again.
@@ -163,8 +167,11 @@ class Engine:
             raise MobileError(BUSY)
         writing = None
         try:
+            if self._static is not None:
+                kwargs |= self._static.begin(inputs, kwargs)
             kind = Drafter if self.config.drafts else Decoder
-            decoder = kind(self._server, lambda: self._keep, self._requests, self.trace.passes.append)
+            about = self._requests, self.trace.passes.append, self._static
+            decoder = kind(self._server, lambda: self._keep, *about)
             self._requests += 1
             loop = functools.partial(decoder, streamer=kwargs.get("streamer"))  # beside a callable it would be dropped
             text, before = TextStream(self.tokenizer), self._now()
@@ -185,6 +192,11 @@ class Engine:
             if self._server.gaps or self._server.passes != len(self.trace.passes):
                 self.trace.conditions["whole"] = False  # a replay would not meet the cache that this run left
             self._writing.release()
+
+    def _close(self) -> None:
+        self._open = False
+        if self._static is not None:
+            self._static.close()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -25,6 +25,7 @@ def offload(
     hardware: Hardware | str | None = None,
     geometry: Geometry | str | None = None,
     host_gb: float | None = None,
+    static: int | None = None,
 ):
     """Moves a model's experts to host memory for the length of a `with` block, and yields an `Engine`.
 
@@ -37,6 +38,9 @@ def offload(
             CUDA device, or where its experts were left on disk; else simulated on an RTX 4080, the paper's card.
         geometry: a `Geometry` or its name: a small model is timed as if it weighed what that one weighs. None: its own.
         host_gb: host memory for experts that were left on disk (`load(experts="disk")`) and read lately; None for none.
+        static: positions of a KV cache that is allocated once and stays where it is: most tokens of a prompt and its
+            continuation. On a CUDA device passes over one token are then replayed as CUDA graphs, but for their
+            experts; elsewhere nothing is won. None: a cache that grows, and no graphs. Not for `Engine.batch`.
 
     Raises:
         MobileError: the model or the budget cannot work; the model is as it was.
@@ -44,12 +48,14 @@ def offload(
     offloaded = Offloaded(model, geometry=geometry, host_gb=host_gb)
     engine = None
     try:
-        engine = Engine(offloaded, config, hardware, tokenizer=tokenizer)
+        engine = Engine(offloaded, config, hardware, tokenizer=tokenizer, static=static)
         yield engine
     finally:
-        if engine is not None:
-            engine._open = False
-        offloaded.restore()
+        try:
+            if engine is not None:
+                engine._close()
+        finally:
+            offloaded.restore()
 
 
 __all__ = ["offload"]

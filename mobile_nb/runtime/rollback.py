@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from ..vocabulary import MobileError
+from .static import FixedCache
 
 WRITTEN = ("conv_states", "recurrent_states")  # fields that a pass writes in place
 WINDOW = "DynamicSlidingWindowLayer"  # that of a layer that keeps the last positions alone
@@ -29,12 +30,12 @@ class Rollback:
     """
 
     def __init__(self, cache):
-        self.cache = cache
+        self.cache, self._counts = cache, isinstance(cache, FixedCache)
         try:
             self._crops = [_crops(layer) for layer in cache.layers]
         except (AttributeError, TypeError) as problem:
             raise MobileError(_refusal(cache)) from problem
-        self.plain = all(self._crops) and type(cache).__name__ == "DynamicCache"
+        self.plain = self._counts or (all(self._crops) and type(cache).__name__ == "DynamicCache")
         self._kept: list[tuple[object, dict]] = []
         self._versions: list[tuple[torch.Tensor, int]] = []
 
@@ -52,6 +53,9 @@ class Rollback:
         Raises:
             MobileError: a cache that keeps no past and writes over it, such as a static one.
         """
+        if self._counts:
+            self.cache.crop(-1)
+            return
         strange = next((layer for layer in self.cache.layers if hasattr(layer, "max_cache_len")), None)
         if strange is not None or any(tensor._version != version for tensor, version in self._versions):
             raise MobileError(_refusal(self.cache))
@@ -86,6 +90,9 @@ class Cropping:
     """
 
     def __init__(self, cache):
+        if isinstance(cache, FixedCache):
+            self.layers = [cache]  # all of them at once
+            return
         self.layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", True)]
         windows = [layer for layer in self.layers if type(layer).__name__ == WINDOW]
         if type(cache).__name__ != "DynamicCache" or not all(_crops(x) or x in windows for x in self.layers):
