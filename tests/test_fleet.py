@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mobile_nb
-from mobile_nb import MobileError, systems
+from mobile_nb import MobileConfig, MobileError, systems
 from mobile_nb import policies as p
 from mobile_nb.model.adapters import find_layers
 from mobile_nb.model.tiny import random_model
@@ -132,6 +132,24 @@ def test_whatever_the_prompts_slots_and_threshold(data):
     gamma = data.draw(st.sampled_from((0.0, middle_gamma(model), 1.1)))
     slots = data.draw(st.integers(1, 6))
     check(model, systems.mobile(gamma, prefetch=prefetch, miss=miss, slots=slots), prompts)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    (p.Int2(group=32), p.PerExpert((p.Int8(32), p.Int2(32)), ((0, 1, 1, 0, 1, 0, 0, 1),) * 3), p.Mixed(low=p.Int2(32))),
+    ids=("one form", "a form of its own each", "two forms each"),
+)
+def test_the_host_computes_experts_in_the_form_that_they_lie_there_in(codec):
+    model, prompt = random_model("olmoe"), [9, 8, 7, 6, 5]
+    texts = []
+    for miss in (p.Wait(), p.OnHost(0.5, crossover=99)):
+        config = MobileConfig(miss=miss, codec=codec, slots=3)
+        check(model, config, [prompt, [5, 6]])
+        with mobile_nb.offload(model, config) as engine:
+            out = engine.generate(prompt, max_new_tokens=12, do_sample=False)
+            texts.append((out.token_ids, [step.confidence for step in out.steps]))
+            assert engine.report().misses.sum() > 0 if isinstance(miss, p.Wait) else engine.report().host.sum() > 0
+    assert texts[0][0] == texts[1][0] and texts[0][1] == pytest.approx(texts[1][1], rel=1e-4)
 
 
 def test_the_model_and_the_engine_are_given_back():

@@ -6,7 +6,7 @@ Legend: T tokens · K experts asked for · S slots of a pool · R experts that t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..memory.cache import Cache
 from ..memory.codecs import EncodedArena, Encoding, Scratch
-from ..memory.store import Arena, Slots, room_for
+from ..memory.store import Arena, Layout, Slots, room_for
 from ..policies.codec import Codec
 from .adapters import MoELayer
 from .experts import SlotExperts, listed, picked
@@ -55,6 +55,28 @@ class DecodedExperts:
         self._encoding.decode(self._blocks[slots], self._scratch[: len(slots)])
 
 
+class Decoded:
+    """The experts of one layer as an arena whose blocks are decoded when they are asked for, one at a time.
+
+    Args:
+        layout: of a decoded block.   encodings, arenas: of each form; None is the full one.   form_of: of each expert.
+    """
+
+    def __init__(self, layout: Layout, encodings: list[Encoding | None], arenas: list, form_of: Sequence[int]):
+        self.layout, self._encodings, self._arenas, self._form_of = layout, encodings, arenas, form_of
+
+    def copy_to(self, expert: int, block: torch.Tensor) -> None:
+        """Fills `block` [numel]."""
+        form = self._form_of[expert]
+        encoding, arena = self._encodings[form], self._arenas[form]
+        if encoding is None:
+            arena.copy_to(expert, block)
+            return
+        encoded = torch.empty(1, encoding.nbytes, dtype=torch.uint8)
+        arena.copy_to(expert, encoded[0])
+        encoding.decode(encoded, block[None])
+
+
 class Pools:
     """Device slots of one layer, a pool a form, and what computes from them. With one full form: the plain slots.
 
@@ -65,6 +87,7 @@ class Pools:
 
     Attributes:
         blocks: the slots of the first form.   first: what computes from them.   nbytes: device memory of all slots.
+        on_host: what the host computes from: an arena, or the form that an expert would come in.
     """
 
     def __init__(self, layer: MoELayer, at: int, arena: Arena, codec: Codec, cache: Cache, device, scratches: dict):
@@ -72,6 +95,8 @@ class Pools:
         self._numbers = torch.arange(cache.experts, device=device)
         self._arenas, self._blocks, self._compute = [], [], []
         encodings = [None if form.bits is None else Encoding(arena.layout, form) for form in codec.forms]
+        form_of = [0] * cache.experts if codec.own is None else codec.own[at]
+        self.on_host = arena if encodings == [None] else Decoded(arena.layout, encodings, self._arenas, form_of)
         with room_for(cache.sizes[0], [(encoding or arena.layout).nbytes for encoding in encodings], device):
             for n, encoding in enumerate(encodings):
                 size, ids = int(cache.sizes[0, at, n]), (cache.members(at, n) % cache.experts).tolist()

@@ -93,7 +93,8 @@ class HostExperts:
 
     Args:
         experts: the fused-experts module.
-        arena: an `Arena`, whose blocks are used as they are, or a `DiskArena`, of which one expert at a time is read.
+        arena: an `Arena`, whose blocks are used as they are, or a `DiskArena` or what decodes, of which one expert at a
+            time is read.
     """
 
     def __init__(self, experts: nn.Module, arena: Arena | DiskArena):

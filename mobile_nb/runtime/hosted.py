@@ -9,21 +9,23 @@ from collections.abc import Callable
 
 import torch
 
-from ..memory.disk import DiskArena
-from ..memory.store import Arena
 from ..model.adapters import MoELayer
 from ..model.experts import HostExperts
 
 
 class HostUnit:
-    """Computes experts on the host; each layer's are made ready when they are first asked for."""
+    """Computes experts on the host; each layer's are made ready when they are first asked for.
 
-    def __init__(self, layers: list[MoELayer], arenas: list[Arena | DiskArena]):
-        self._layers, self._arenas = layers, arenas
+    Args:
+        slots: of each layer, `model.decoded.Pools`, which know in what form an expert lies there; may be filled later.
+    """
+
+    def __init__(self, layers: list[MoELayer], slots: list):
+        self._layers, self._slots = layers, slots
         self._experts: dict[int, HostExperts] = {}
 
     def clear(self) -> None:
-        """Lets go of the arenas."""
+        """Lets go of the experts."""
         self._experts.clear()
 
     def take(self, at: int, hidden: torch.Tensor, weights: torch.Tensor, ids: list[int]) -> Callable[[], torch.Tensor]:
@@ -39,7 +41,7 @@ class HostUnit:
 
     def _of(self, at: int) -> HostExperts:
         if at not in self._experts:
-            self._experts[at] = HostExperts(self._layers[at].experts, self._arenas[at])
+            self._experts[at] = HostExperts(self._layers[at].experts, self._slots[at].on_host)
         return self._experts[at]
 
 

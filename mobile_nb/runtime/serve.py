@@ -60,7 +60,7 @@ class Server:
         big_too = config.miss.lossless or not config.drafts  # a verification is the full model's
         self._asks = () if not answers(config) else (PROMPT, LITTLE, BIG) if big_too else (PROMPT, LITTLE)
         self._by_token, self._settled = getattr(config.count, "by_token", False), [False] * len(layers)
-        self._device, self._ended, self._host = device, None, HostUnit(layers, self.arenas)
+        self._device, self._ended, self._host = device, None, HostUnit(layers, self._slots)
         self.passes, self.gaps = 0, False  # passes that ended; whether slots saw requests that no `Pass` tells of
         self.kept: int | None = None  # how many tokens of several the pass before wrote; None: its last
         self._routed: list[list] = [[] for _ in layers]
