@@ -1,9 +1,11 @@
 """The search over combinations (data/recipes/combine.py), on a made-up bench whose truth is known."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +98,67 @@ def test_taking_a_part_back_leaves_the_others():
     assert left["evict"] == replace(best.config, evict=p.LRU())
     assert left["miss"] == replace(best.config, miss=p.NearScore(0.02))
     assert left["near"] == replace(best.config, miss=p.OnHost(0.6, balance=True))
+
+
+def test_the_command_searches_tests_and_writes(tmp_path, monkeypatch, capsys):
+    """Time and answers are made up: half of K loses 5 points, 4 bits 10, near score 20, and all else nothing."""
+    experts = 64
+    own = tuple(tuple(expert % 3 for expert in range(experts)) for _ in range(4))
+    world = SimpleNamespace(name="made-up", hardware="rtx4080-pcie4", geometry="olmoe-1b-7b", experts=experts,
+                            sensitivity=[1.0] * 4, fewer=[8] * 4, trace=None)  # fmt: skip
+    monkeypatch.setattr(combine, "World", lambda name: world)
+    monkeypatch.setattr(combine.tasks, "load", lambda name, *, n, **about: [None] * n)
+    some = p.PerExpert((p.Int8(), p.Int4(), p.Int2()), own)
+    monkeypatch.setattr(p.PerExpert, "from_trace", staticmethod(lambda *about: some))
+
+    def timed(bench, config, problems):
+        part = getattr(config.count, "fraction", 1.0)
+        ms = 40 * part / (1 + isinstance(config.miss, p.OnHost)) / (1 + (config.codec.forms[0].bits == 8))
+        ms *= 0.5 if "NearScore" in repr(config.miss) else 1
+        return {"tokens": 10, "ms": 10 * ms, "computing_ms": 60, "host_ms": 0, "mb": 1, "hits": 1, "requests": 2,
+                "texts": 1}  # fmt: skip
+
+    def written(bench, config, problems):
+        lost = 0.05 * (getattr(config.count, "fraction", 1.0) == 0.5) + 0.1 * (config.codec.forms[-1].bits in (2, 4))
+        lost += 0.2 * ("NearScore" in repr(config.miss))
+        return [int(at >= lost * len(problems)) for at in range(len(problems))]
+
+    monkeypatch.setattr(combine.Bench, "_timed", timed)
+    monkeypatch.setattr(combine.Bench, "_written", written)
+    out = tmp_path / "found.json"
+    command = [
+        "combine.py",
+        "--rungs",
+        "40",
+        "80",
+        "--test",
+        "60",
+        "--timed",
+        "1",
+        "--test-timed",
+        "2",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--save", str(tmp_path / "save.jsonl")])
+    combine.main()
+    found = json.loads(out.read_text())
+    full, coded = found["full precision"], found["with codecs"]
+    assert full["taken"] == {"count": "0.625 K, alone", "miss": "split with the host"}
+    assert coded["taken"] == {"count": "0.625 K, alone", "codec": "int8", "miss": "split with the host"}
+    assert full["found"]["speed_up"] == pytest.approx(2 / 0.625) and full["found"]["difference"] == 0
+    assert coded["found"]["speed_up"] == pytest.approx(4 / 0.625)
+    assert full["without"]["miss"]["speed_up"] == pytest.approx(1 / 0.625)
+    assert coded["without"]["codec"]["speed_up"] == full["found"]["speed_up"]
+    assert coded["without"]["codec"]["n"] == 120
+    lost = [row["words"] for row in full["tried"] if row["lost"]]
+    assert {"0.5 K, alone"} <= {words["count"] for words in lost} and any("near" in words for words in lost)
+    assert "0.5 K, alone" not in {row["words"].get("count") for row in coded["tried"]}
+
+    before = (tmp_path / "save.jsonl").read_text()
+    combine.main()  # goes on where it was: at the end
+    assert (tmp_path / "save.jsonl").read_text() == before
+    assert "on test problems: 3.20 x" in capsys.readouterr().out
 
 
 def test_decoded_experts_are_those_of_the_codec_and_the_model_is_given_back():

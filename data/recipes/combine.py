@@ -340,9 +340,8 @@ def main() -> None:
     world = World(options.model)
     bench = Bench(world, "validation", 3, options.timed, options.rungs, options.save)
     test = Bench(world, "test", 0, options.test_timed, [max(options.test, 1)], options.save)
-    plain = systems.on_demand(slots=round(options.share * world.experts))
-    with offload(world.loaded[0], plain, geometry=world.geometry) as engine:
-        gb = engine.slots * engine.geometry.moe_layers * engine.geometry.expert_bytes / 1e9
+    geometry = Geometry.of(world.geometry)
+    gb = round(options.share * world.experts) * geometry.moe_layers * geometry.expert_bytes / 1e9
     start = Candidate(systems.on_demand(budget_gb=gb))
     seeds = {"validation": bench.seed, "test": test.seed}
     found = {"model": options.model, "share": options.share, "budget_gb": gb, "hardware": world.hardware,
