@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of the experts on the device (%(default)s)")
     parser.add_argument("--rungs", type=int, nargs="+", default=[64, 192, 600], help="validation problems of each task")
     parser.add_argument("--timed", type=int, default=3, help="of each task, timed in the search (%(default)s)")
-    parser.add_argument("--test", type=int, default=800, help="test problems of each task, 0 for no test (%(default)s)")
+    parser.add_argument("--test", type=int, default=600, help="test problems of each task, 0 for no test (%(default)s)")
     parser.add_argument("--test-timed", type=int, default=24, help="of them, timed (%(default)s)")
     parser.add_argument("--near", type=float, nargs="*", default=[0.05, 0.02], help="a of near score (%(default)s)")
     parser.add_argument("--save", type=Path, default=ROOT / "runs" / "combine.jsonl", help="what was measured so far")
