@@ -187,6 +187,8 @@ KNOWN = {  # what has to be learned or measured first, of policies and systems
     "PerExpert": ((Full(), Int4()), [[0, 1]]),
     "mc": (PerExpert((Full(), Int4()), [[0, 1]]),),
     "quantized": (Int4(),),
+    "Channels": ([[0.1, 0.2]],),
+    "floe": (policies.Channels([[0.1, 0.2]]),),
     **dict.fromkeys(("Learned", "moe_beyond"), (NETWORK,)),
     "Network": tuple(getattr(NETWORK, field.name) for field in fields(NETWORK)),
 }
