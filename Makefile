@@ -11,7 +11,7 @@ NOTEBOOKS := $(wildcard notebooks/[0-8]*.ipynb)
 CALM := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest notebooks browser lint format lab venv clean
+.PHONY: help demo test pytest slow notebooks browser lint format lab venv clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -23,6 +23,9 @@ test: lint pytest notebooks  ## lint, tests, then every notebook run again and c
 
 pytest: $(READY)  ## the tests alone, on every core
 	@$(CALM) $(PY) -m pytest --numprocesses auto --maxprocesses 8
+
+slow: $(READY)  ## what make test leaves out: rarer families of transformers, and times measured on a quiet machine
+	@$(CALM) $(PY) -m pytest -m slow
 
 notebooks: $(READY)  ## the notebooks alone
 ifeq ($(NOTEBOOKS),)

@@ -1,5 +1,6 @@
 """The gamma explorer without a browser: its controls are assigned to and its buttons clicked, as a reader would."""
 
+import gc
 import statistics
 import threading
 import time
@@ -263,9 +264,12 @@ def test_a_move_over_the_shipped_recording_takes_less_than_100_milliseconds():
     replayed = Replayed(Trace.load(data_path("traces", "tiny-olmoe.parquet")))
     replayed.under(systems.mobile(slots=16), PRESETS["rtx4080-pcie4"])
     outputs(replayed.curve(0.7)), outputs(replayed.lanes(0.7))
+    gc.collect()
+    gc.freeze()  # what the tests before this one left is not walked through on its time
     took = []
     for gamma in (0.33, 0.71, 0.92, 0.96, 0.99, 0.34, 1.0):
         began = time.process_time()
         outputs(replayed.curve(gamma)), outputs(replayed.lanes(gamma))
         took.append(time.process_time() - began)
+    gc.unfreeze()
     assert statistics.median(took) < 0.1, took

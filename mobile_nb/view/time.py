@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 
 from . import theme
@@ -58,33 +59,33 @@ def timeline(rows, title: str = "One token, two lanes") -> go.Figure:
 def draw(figure: go.Figure, rows, *, row: int | None = None, legend: bool = True) -> int:
     """Draws lanes into a figure, or into one row of it; returns how many."""
     where = {} if row is None else {"row": row, "col": 1}
-    rows = rows if "system" in rows else rows.assign(system="")
-    order = list(dict.fromkeys(rows["system"]))
-    start = rows.groupby("system")["begin"].transform("min")
-    lane = [
-        f"{system}: {which}" if system else which for system, which in zip(rows["system"], rows["lane"], strict=True)
-    ]
-    lanes = [which for which in LANES if which != "host" or (rows["lane"] == "host").any()]
-    rows = rows.assign(begin=1e3 * (rows["begin"] - start), took=1e3 * (rows["end"] - rows["begin"]), row=lane)
-    shown = [f"{system}: {which}" if system else which for system in order for which in lanes]
+    columns = {name: rows[name].to_numpy() for name in ("begin", "end", "lane", "what", "mode", "layer", "expert")}
+    systems = rows["system"].to_numpy() if "system" in rows else np.full(len(rows), "", dtype=object)
+    order = list(dict.fromkeys(systems))
+    begin, took = 1e3 * columns["begin"], 1e3 * (columns["end"] - columns["begin"])
+    for system in order:
+        begin[systems == system] -= begin[systems == system].min()
+    lanes = [which for which in LANES if which != "host" or (columns["lane"] == "host").any()]
+    said = {(system, which): f"{system}: {which}" if system else which for system in order for which in lanes}
+    lane = np.array([said[each] for each in zip(systems, columns["lane"], strict=True)], dtype=object)
     for what in (*PARTS, *COPIES, "host"):
-        mine = rows[rows["what"] == what]
-        if mine.empty:
+        mine = columns["what"] == what
+        if not mine.any():
             continue
         about = [
             f"{theme.SAID[what]}, {mode} pass, layer {layer}" + (f", expert {expert}" if expert >= 0 else "")
-            for mode, layer, expert in zip(mine["mode"], mine["layer"], mine["expert"], strict=True)
+            for mode, layer, expert in zip(*(columns[name][mine] for name in ("mode", "layer", "expert")), strict=True)
         ]
         figure.add_bar(
-            orientation="h", base=mine["begin"], x=mine["took"], y=mine["row"], name=theme.SAID[what],
+            orientation="h", base=begin[mine], x=took[mine], y=lane[mine], name=theme.SAID[what],
             marker={"color": theme.COLOURS[what], "line": {"width": 0.6 * (what in COPIES), "color": "white"}},
             customdata=about, showlegend=legend,
             hovertemplate="%{customdata}<br>%{base:.2f} ms, for %{x:.2f} ms<extra></extra>", **where,
         )  # fmt: skip
     figure.update_layout(barmode="overlay", bargap=0.25)
     figure.update_xaxes(title_text="ms", rangemode="tozero", **where)
-    figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1], title_text="", **where)
-    return len(shown)
+    figure.update_yaxes(categoryorder="array", categoryarray=list(said.values())[::-1], title_text="", **where)
+    return len(said)
 
 
 __all__ = ["breakdown", "draw", "timeline"]
