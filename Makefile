@@ -22,10 +22,10 @@ demo: $(READY)  ## the embedded model, offloaded, in a minute on any machine
 test: lint pytest notebooks  ## lint, tests, then every notebook run again and compared
 
 pytest: $(READY)  ## the tests alone, on every core
-	@$(CALM) $(PY) -m pytest --numprocesses auto --maxprocesses 8
+	@$(CALM) $(PY) -m pytest -p no:nbval --numprocesses auto --maxprocesses 8
 
 slow: $(READY)  ## what make test leaves out: rarer families of transformers, and times measured on a quiet machine
-	@$(CALM) $(PY) -m pytest -m slow
+	@$(CALM) $(PY) -m pytest -p no:nbval -m slow
 
 notebooks: $(READY)  ## the notebooks alone
 ifeq ($(NOTEBOOKS),)

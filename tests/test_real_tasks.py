@@ -76,7 +76,8 @@ def test_any_data_set_whose_columns_are_named(tmp_path):
     assert not problem.check(" Rome")
 
 
-def test_code_is_checked_by_the_benchmarks_own_tests(code):
+def test_code_is_checked_by_the_benchmarks_own_tests(code, monkeypatch):
+    monkeypatch.setattr(real.CodeProblem, "seconds", 3)
     problem = tasks.load("humaneval", path=code)[0]
     assert problem.check(problem.solution)
     assert problem.check("    total = 0\n    for x in xs:\n        total += x\n    return total\n\nprint(add([1]))")

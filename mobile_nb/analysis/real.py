@@ -50,12 +50,12 @@ class CodeProblem(Problem):
     tests: str
     function: str
 
-    longest = 512
+    longest, seconds = 512, 15  # tokens of an answer; how long it may run
     stop = ("\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\nassert ")
 
     def check(self, text: str) -> bool:
         """Whether the completed function passes, in a process of its own."""
-        return sandbox.run(self.job(text), rules=sandbox.LENIENT, seconds=15) == ["True"]
+        return sandbox.run(self.job(text), rules=sandbox.LENIENT, seconds=self.seconds) == ["True"]
 
     def job(self, text: str) -> sandbox.Job:
         """The completed function and its tests as one program, for the sandbox."""
