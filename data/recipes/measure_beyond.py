@@ -241,7 +241,7 @@ def main() -> None:
     runtime = live(options.live, training["tiny-olmoe"]) if options.live else None
     result = merged(options.json, done, runtime, options.seed)
     with written_whole(options.json) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     (folder / "README.md").write_text(card(training, result))
     print(f"numbers written to {options.json}")
 

@@ -137,7 +137,7 @@ def main() -> None:
     out = ROOT / "data" / "results" / "paper_table_simulated.json"
     about = f"simulated on {CARD}; drawn routing {TOKENS} tokens, seed 3; recorded routing tiny-olmoe, 16 problems"
     rows = {name: json.loads(frame.replace({np.nan: None}).to_json(orient="records")) for name, frame in found.items()}
-    out.write_text(json.dumps({"conditions": about, "paper": PAPER} | rows, indent=1) + "\n")
+    out.write_text(json.dumps({"conditions": about, "paper": PAPER} | rows, separators=(",", ":")) + "\n")
     shown = found["table"].pivot_table(
         index=["model", "slots"], columns=["wanted_ratio", "prefetch"], values="speed_up", sort=False
     )
