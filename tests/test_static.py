@@ -8,6 +8,8 @@ cannot show is left to tests/test_static_gpu.py: streams, memory that is used ag
 """
 
 import contextlib
+import gc
+import threading
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -19,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from mobile_nb import MobileConfig, MobileError, offload, systems
 from mobile_nb.policies import NearScore, OnHost, Scheduled
-from mobile_nb.runtime import static as static_module
-from mobile_nb.runtime.static import CudaGraphs, FixedCache
+from mobile_nb.runtime import graphs as graphs_module
+from mobile_nb.runtime.graphs import CudaGraphs
+from mobile_nb.runtime.offloaded import Offloaded
+from mobile_nb.runtime.static import FixedCache
 
 NEW = 6
 LENGTH = 16
@@ -55,8 +59,9 @@ class FakeCard:
     """Streams in name only, and graphs that are tapes; complains as a card does."""
 
     def __init__(self):
-        self.default, self.pool, self.graphs, self.waits = FakeStream(self), object(), [], 0
+        self.default, self.graphs, self.waits = FakeStream(self), [], 0
         self.now, self.open = self.default, None
+        self.busy, self.random_is_captured, self.scratch_dropped = set(), False, 0
 
     @contextlib.contextmanager
     def stream(self, stream):
@@ -69,6 +74,15 @@ class FakeCard:
     def synchronize(self, device):
         assert self.open is None
         self.waits += 1
+
+    def drop_scratch(self):
+        assert self.open is None
+        self.scratch_dropped += 1
+
+    def end_pool(self, device, pool):
+        if pool not in self.busy:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.busy.remove(pool)
 
 
 class FakeStream:
@@ -85,18 +99,23 @@ class FakeGraph:
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
         card = self.card
-        assert card.open is None and card.now is not card.default and pool is card.pool
+        assert card.open is None and card.now is not card.default
         assert capture_error_mode == "thread_local"
-        card.open, self.stream = self, card.now
+        if card.busy:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        card.busy.add(pool)
+        card.open, self.stream, self.pool, card.random_is_captured = self, card.now, pool, True
         self.tape.__enter__()
 
     def capture_end(self):
         assert self.card.open is self and self.card.now is self.stream
         self.card.open = None
         self.tape.__exit__(None, None, None)
-        if self.tape.broken:
+        if self.tape.broken:  # torch 2.11 leaves the rest as it is
             raise RuntimeError("operation failed due to a previous error during capture")
         assert self.tape.done
+        self.card.busy.remove(self.pool)
+        self.card.random_is_captured = False
         self.card.graphs.append(self)
 
     def replay(self):
@@ -111,6 +130,7 @@ class FakeTorch:
     """torch, as the module sees it."""
 
     cuda: SimpleNamespace
+    _C: SimpleNamespace
 
     def __getattr__(self, name):
         return getattr(torch, name)
@@ -124,14 +144,15 @@ def card(monkeypatch):
         "Stream": lambda device: FakeStream(fake),
         "current_stream": lambda device: fake.now,
         "stream": fake.stream,
-        "graph_pool_handle": lambda: fake.pool,
+        "graph_pool_handle": object,
         "synchronize": fake.synchronize,
     }
-    monkeypatch.setattr(static_module, "torch", FakeTorch(SimpleNamespace(**names)))
-    static_module._stream.cache_clear()
+    inner = SimpleNamespace(_cuda_clearCublasWorkspaces=fake.drop_scratch, _cuda_endAllocateToPool=fake.end_pool)
+    monkeypatch.setattr(graphs_module, "torch", FakeTorch(SimpleNamespace(**names), inner))
+    graphs_module._stream.cache_clear()
     yield fake
-    static_module._stream.cache_clear()
-    assert fake.now is fake.default and fake.open is None
+    graphs_module._stream.cache_clear()
+    assert fake.now is fake.default and fake.open is None and not fake.busy and not fake.random_is_captured
 
 
 @contextlib.contextmanager
@@ -278,9 +299,40 @@ def test_a_forward_that_waits_for_the_device_cannot_be_recorded_and_the_model_co
         with refused("cannot be recorded", "OlmoeForCausalLM", "static=None", kinds=MobileError):
             engine.generate(ids, max_new_tokens=NEW, **GREEDY)
         assert card.open is None and card.now is card.default and not engine._static.recorded
+        assert not card.busy and not card.random_is_captured and gc.isenabled()
         hook.remove()
         assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == plain_text(ids)
+        assert engine._static.recorded and card.scratch_dropped
     before.check(model)
+
+
+def test_a_text_in_another_mode_or_thread_begins_anew(card):
+    """Tensors of inference mode cannot be written outside it; libraries make their workspaces for each thread."""
+    model, ids = make(), prompt()
+    wanted = plain_text(ids)
+    with static(model, systems.on_demand(slots=3)) as engine:
+        for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+            with mode():
+                assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted
+                assert engine._static.recorded
+    with static(model, systems.on_demand(slots=3)) as engine:
+        engine.generate(ids, max_new_tokens=2, **GREEDY)  # one pass over one token
+        texts = []
+        elsewhere = threading.Thread(
+            target=lambda: texts.append(engine.generate(ids, max_new_tokens=2, **GREEDY).token_ids)
+        )
+        elsewhere.start()
+        elsewhere.join()
+        assert texts == [wanted[:2]] and not engine._static.recorded
+        assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted and engine._static.recorded
+
+
+def test_under_autocast_passes_run_as_they_are(card, monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    ids = prompt()
+    with static(make(), systems.on_demand(slots=3)) as engine:
+        assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == plain_text(ids)
+        assert not engine._static.recorded and not card.graphs
 
 
 def plain_text(ids):
@@ -322,6 +374,33 @@ def test_a_model_that_forgets_is_refused_and_given_back(name, kind):
     with refused("static", kind, kinds=MobileError), offload(model, systems.on_demand(slots=3), static=LENGTH):
         pass
     before.check(model)
+
+
+def test_attention_that_sees_no_mask_is_refused_and_the_model_given_back():
+    model = make()
+    before = Snapshot.of(model)
+    kind, model.config._attn_implementation = model.config._attn_implementation, "flash_attention_2"
+    with refused("'flash_attention_2'", "sdpa", kinds=MobileError), offload(model, static=LENGTH):
+        pass
+    model.config._attn_implementation = kind
+    before.check(model)
+
+
+def test_slots_that_take_what_is_left_leave_room_for_the_cache(monkeypatch):
+    """The cache is made by the first text, after the slots."""
+    model, room = make(), {}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    for length in (None, 100, 200):
+        with offload(model, systems.on_demand(slots=3), static=length) as engine:
+            if length == 200:
+                engine.generate(prompt(), max_new_tokens=2, **GREEDY)
+                keys = [layer.keys for layer in engine._static.cache.layers]
+        room[length] = Offloaded(model, static=length)._room()
+    assert (
+        room[None] - room[100] == room[100] - room[200] == sum(each.nbytes for each in keys)
+    )  # keys and values, halved
 
 
 @pytest.mark.parametrize("length", [0, -1, 1.5, True, "many"])

@@ -1,6 +1,7 @@
 """Static decoding on a real card: real graphs, real streams, real memory. Skipped, visibly, where there is none."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers import EXPERTS, GREEDY, big_prompt_then_little, gap, make, plain, p
 from mobile_nb import MobileError, offload, systems
 from mobile_nb.bench.card import Options, bench
 from mobile_nb.bench.rows import calls_of
+from mobile_nb.policies import Scheduled
 
 pytestmark = pytest.mark.gpu
 NEW, LENGTH = 8, 32
@@ -111,6 +113,42 @@ def test_the_reader_may_change_its_stream():
             torch.cuda.synchronize()
 
 
+def test_an_engine_that_ends_takes_nothing_from_another():
+    (first, second), ids = (on_card(), on_card("qwen3_moe")), ids_on_card()
+    wanted = plain(second, ids, NEW)
+    with offload(second, systems.on_demand(slots=3), static=LENGTH) as stays:
+        with offload(first, systems.on_demand(slots=3), static=LENGTH) as ends:
+            for engine in (ends, stays):
+                engine.generate(ids, max_new_tokens=NEW, **GREEDY)
+        del engine, ends
+        torch.cuda.empty_cache()
+        noise = [torch.full((2**20,), 1e4, device="cuda") for _ in range(32)]  # whoever reads here writes another text
+        assert stays.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted
+        assert all(bool((each == 1e4).all()) for each in noise)
+
+
+def test_another_mode_begins_anew():
+    model, ids = on_card(), ids_on_card()
+    wanted = plain(model, ids, NEW)
+    with offload(model, systems.on_demand(slots=3), static=LENGTH) as engine:
+        for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+            with mode():
+                assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted
+                assert engine._static.recorded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fallbacks_in_between_write_what_a_growing_cache_writes(name):
+    model, ids = on_card(name), ids_on_card()
+    config = replace(systems.mobile(slots=3), keep=Scheduled(0.5))
+    with offload(model, config) as engine:
+        wanted = engine.generate(ids, max_new_tokens=NEW, **GREEDY)
+    with offload(model, config, static=LENGTH) as engine:
+        out = engine.generate(ids, max_new_tokens=NEW, **GREEDY)
+        assert [(s.token_id, s.wrote) for s in out.steps] == [(s.token_id, s.wrote) for s in wanted.steps]
+        assert engine._static.recorded
+
+
 def calls(stream, tokens=2):
     """Launches a token by the host; skips where the profiler does not see the card."""
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
@@ -173,6 +211,9 @@ def test_a_forward_that_waits_for_the_card_is_refused_in_one_sentence_and_the_ne
             engine.generate(ids, max_new_tokens=NEW, **GREEDY)
         hook.remove()
         assert not engine._static.recorded
+        assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted and engine._static.recorded
+    torch.cuda.empty_cache()  # nothing believes that a recording goes on, neither memory nor
+    assert torch.rand(4, device="cuda").max() < 1  # random numbers
     with offload(model, systems.on_demand(slots=3)) as engine:
         assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted
     with offload(model, systems.on_demand(slots=3), static=LENGTH) as engine:

@@ -141,7 +141,8 @@ def table(found: Sequence[dict]):
     where = ["world", "task", "share"]
     full = frame[frame.system == FULL].set_index(where)
     full = full.loc[list(frame[where].itertuples(index=False, name=None))].set_index(frame.index)
-    frame["speed_up"] = full.ms.where(frame.n_timed == full.n_timed, full.ms_few) / frame.ms
+    few = full.get("ms_few", full.ms)  # rows of older versions do not know it
+    frame["speed_up"] = full.ms.where(frame.n_timed == full.n_timed, few) / frame.ms
     frame["front"] = [
         not any((each.ms < row.ms) & (each.accuracy >= row.accuracy) for each in group.itertuples())
         for row, group in ((row, frame[(frame[where] == [row.world, row.task, row.share]).all(axis=1)]) for row in

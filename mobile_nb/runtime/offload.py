@@ -40,12 +40,13 @@ def offload(
         host_gb: host memory for experts that were left on disk (`load(experts="disk")`) and read lately; None for none.
         static: positions of a KV cache that is allocated once and stays where it is: most tokens of a prompt and its
             continuation. On a CUDA device passes over one token are then replayed as CUDA graphs, but for their
-            experts; elsewhere nothing is won. None: a cache that grows, and no graphs. Not for `Engine.batch`.
+            experts; elsewhere nothing is won. Each token then reads the whole cache, so give no more than is needed.
+            None: a cache that grows, and no graphs. Not for `Engine.batch`; attention must be "sdpa" or "eager".
 
     Raises:
         MobileError: the model or the budget cannot work; the model is as it was.
     """
-    offloaded = Offloaded(model, geometry=geometry, host_gb=host_gb)
+    offloaded = Offloaded(model, geometry=geometry, host_gb=host_gb, static=static)
     engine = None
     try:
         engine = Engine(offloaded, config, hardware, tokenizer=tokenizer, static=static)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -16,6 +17,8 @@ from ..memory.link import SimulatedLink
 from ..memory.store import Layout
 from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
+from ..model.context import cache_bytes
+from ..model.skeleton import skeleton
 from ..policies import Channels, Full
 from ..trace import Trace
 from ..vocabulary import MobileError, number
@@ -35,7 +38,9 @@ class Offloaded:
         server: the one that serves now, None before the first `serve`.
     """
 
-    def __init__(self, model, *, geometry: Geometry | str | None = None, host_gb: float | None = None):
+    def __init__(
+        self, model, *, geometry: Geometry | str | None = None, host_gb: float | None = None, static: int | None = None
+    ):
         self.model, self.layers, self.server = model, find_layers(model), None
         self.device = model.get_input_embeddings().weight.device
         self.files = any(getattr(layer.experts, "on_disk", None) is not None for layer in self.layers)
@@ -44,6 +49,7 @@ class Offloaded:
         own, self.own = geometry_of(model, self.layers), geometry is None
         self.geometry = own if self.own else found(Geometry, geometry, Geometry.of)
         self.host_cache = None if host_gb is None else HostCache(number("host_gb", host_gb, low=0))
+        self._static = static
         self._training = [(module, module.training) for module in model.modules()]
 
     def serve(self, config: MobileConfig | None, hardware: Hardware | str | None) -> tuple[Server, Trace]:
@@ -117,12 +123,15 @@ class Offloaded:
         return server, (slots, chosen)
 
     def _room(self) -> int:
-        """Bytes of the card that slots may take: what is free, what torch keeps for reuse, and what will be freed."""
+        """Bytes of the card that slots may take: what is free, what torch keeps for reuse, and what will be freed, less
+        the static cache that the first text will make."""
         free = torch.cuda.mem_get_info(self.device)[0]
         free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         if self.server is not None:
             return free + self.server.slot_bytes
         own = (p for layer in self.layers for p in layer.experts.parameters(recurse=False))
+        if self._static is not None:
+            free -= cache_bytes(skeleton(copy.deepcopy(self.model.config), self.model.dtype), self._static)
         return free + sum(p.nbytes for p in own if p.device == self.device)
 
     def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:

@@ -12,8 +12,9 @@ Legend: T tokens of a prompt · H hidden · K experts routed to · L layers of t
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import gc
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from transformers.cache_utils import StaticLayer
 
 from ..model.adapters import MoELayer
 from ..vocabulary import MobileError, whole
+from .graphs import CudaGraphs
 
+MASKED = ("sdpa", "eager")  # kinds of attention that get a mask for what the cache does not hold yet
 PLAIN = {"input_ids", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "return_dict"}
 
 
@@ -35,10 +38,17 @@ class FixedCache(StaticCache):
         config: of the model.   positions: how many it holds.
 
     Raises:
-        MobileError: a layer of the model keeps something else than every position.
+        MobileError: a layer of the model keeps something else than every position, or its attention would see those
+            that hold nothing.
     """
 
     def __init__(self, config, positions: int):
+        attention = config.get_text_config()._attn_implementation
+        if attention not in MASKED:
+            raise MobileError(
+                f"a static cache is longer than its text, which {attention!r} attention does not see; load the model "
+                f"with attn_implementation={MASKED[0]!r}, or leave static=None."
+            )
         super().__init__(config=config, max_cache_len=positions)
         strange = next((type(layer).__name__ for layer in self.layers if type(layer) is not StaticLayer), None)
         if strange is not None:
@@ -79,12 +89,16 @@ class StaticDecoding:
 
     def __init__(self, model, layers: list[MoELayer], positions: int, graphs=None):
         self.model, self.positions = model, whole("static", positions)
-        self._layers, self._graphs = layers, graphs
-        device = model.get_input_embeddings().weight.device
-        self.cache = FixedCache(model.config, positions)
+        self._layers, self._graphs, self.cache = layers, graphs, None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Another cache, and nothing recorded."""
+        self.close()
+        device = self.model.get_input_embeddings().weight.device
+        self.cache, self._inference = FixedCache(self.model.config, self.positions), torch.is_inference_mode_enabled()
         self._ids, self._at = (torch.zeros(1, 1, dtype=torch.long, device=device) for _ in range(2))
-        self._warm, self._parts = False, []
-        self._last = self._outputs = None
+        self._warm = None  # the thread in which one pass has run: libraries load and make workspaces at the first use
 
     @property
     def recorded(self) -> bool:
@@ -101,6 +115,8 @@ class StaticDecoding:
         if not bool((inputs["attention_mask"] == 1).all()):
             raise MobileError("static decoding reads prompts without padding: leave out what attention_mask hides.")
         self.check(inputs["input_ids"].shape[1])
+        if torch.is_inference_mode_enabled() != self._inference:
+            self._forget()  # what was made in one mode must not be written in the other
         self.cache.reset()
         return {"past_key_values": self.cache, "disable_compile": True}
 
@@ -121,7 +137,8 @@ class StaticDecoding:
             return self.model(**inputs)
         inputs.pop("attention_mask", None)  # the model makes it of the cache's count
         at = inputs.get("position_ids")
-        if self._graphs is None or not set(inputs) <= PLAIN or at is None or at.shape != ids.shape:
+        as_it_is = self._graphs is None or torch.is_autocast_enabled(ids.device.type)  # which makes copies of weights
+        if as_it_is or not set(inputs) <= PLAIN or at is None or at.shape != ids.shape:
             return self.model(**inputs)
         self._ids.copy_(ids)
         self._at.copy_(at)
@@ -129,15 +146,15 @@ class StaticDecoding:
             return self._replay()
         inputs |= {"input_ids": self._ids, "position_ids": self._at}
         with self._graphs.apart():
-            if self._warm:
+            if self._warm == threading.get_ident():
                 return self._record(inputs)
             outputs = self.model(**inputs)
-            self._warm = True  # libraries load and make workspaces at the first use, and must not while recorded
+            self._warm = threading.get_ident()
             return outputs
 
     def close(self) -> None:
         """Gives the cache and the graphs back."""
-        if self._graphs is not None:
+        if self._graphs is not None and self.cache is not None:
             self._graphs.close()
         self._parts, self._last, self._outputs, self.cache = [], None, None, None
 
@@ -159,6 +176,8 @@ class StaticDecoding:
             self._graphs.begin()
             return parts[-1].added
 
+        collects = gc.isenabled()
+        gc.disable()  # what is collected may be page-locked memory, and giving that back ends a recording
         try:
             for layer, place, serve in zip(self._layers, places, serves, strict=True):
                 place._serve = functools.partial(experts, layer.block, serve)
@@ -174,60 +193,12 @@ class StaticDecoding:
             ) from problem
         finally:
             self._graphs.give_up()
+            if collects:
+                gc.enable()
             for place, serve in zip(places, serves, strict=True):
                 place._serve = serve
         self._parts, self._last, self._outputs = parts, last, outputs
         return outputs
-
-
-class CudaGraphs:
-    """Records what is handed to one card, and replays it.
-
-    All graphs share a pool of memory, which is right because they are always replayed in the order of recording. They
-    are recorded on a stream of their own, for the default one cannot be, and replayed on the reader's. Copies that are
-    under way on other streams are no part of them: between `begin` and `end` nobody waits for an event from outside,
-    and what other threads ask of the card is their affair ("thread_local").
-    """
-
-    def __init__(self, device: torch.device):
-        self._device, self._stream = device, _stream(device)
-        self._pool, self._open = torch.cuda.graph_pool_handle(), None
-
-    @contextlib.contextmanager
-    def apart(self):
-        """Around a pass that is recorded, or warms up for it: its stream, behind and before the reader's."""
-        readers = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(readers)
-        try:
-            with torch.cuda.stream(self._stream):
-                yield
-        finally:
-            readers.wait_stream(self._stream)
-
-    def begin(self) -> None:
-        """From here on the card does nothing, and notes what it is asked to do."""
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        self._open = graph
-
-    def end(self) -> torch.cuda.CUDAGraph:
-        """Has the card do what it noted, and returns that, to be replayed."""
-        self._open.capture_end()
-        graph, self._open = self._open, None
-        graph.replay()
-        return graph
-
-    def give_up(self) -> bool:
-        """Drops a recording that was cut short; whether there was one."""
-        graph, self._open = self._open, None
-        if graph is not None:
-            with contextlib.suppress(RuntimeError):
-                graph.capture_end()
-        return graph is not None
-
-    def close(self) -> None:
-        """Waits for what was replayed, whose memory may be given away now."""
-        torch.cuda.synchronize(self._device)
 
 
 def static_decoding(model, layers: list[MoELayer], positions: int | None) -> StaticDecoding | None:
@@ -238,10 +209,4 @@ def static_decoding(model, layers: list[MoELayer], positions: int | None) -> Sta
     return StaticDecoding(model, layers, positions, CudaGraphs(device) if device.type == "cuda" else None)
 
 
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all engines: libraries keep a workspace for each stream that they ever see."""
-    return torch.cuda.Stream(device)
-
-
-__all__ = ["CudaGraphs", "FixedCache", "Part", "StaticDecoding", "static_decoding"]
+__all__ = ["FixedCache", "Part", "StaticDecoding", "static_decoding"]
