@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from mobile_nb import MobileConfig, MobileError, offload, systems
 from mobile_nb.policies import NearScore, OnHost, Scheduled
 from mobile_nb.runtime import graphs as graphs_module
+from mobile_nb.runtime import static as static_module
 from mobile_nb.runtime.graphs import CudaGraphs
 from mobile_nb.runtime.offloaded import Offloaded
 from mobile_nb.runtime.static import FixedCache
@@ -328,8 +329,9 @@ def test_a_text_in_another_mode_or_thread_begins_anew(card):
 
 
 def test_under_autocast_passes_run_as_they_are(card, monkeypatch):
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     ids = prompt()
+    names = {"is_autocast_enabled": lambda kind: True, "is_inference_mode_enabled": lambda: False}
+    monkeypatch.setattr(static_module, "torch", SimpleNamespace(**names, zeros=torch.zeros, long=torch.long))
     with static(make(), systems.on_demand(slots=3)) as engine:
         assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == plain_text(ids)
         assert not engine._static.recorded and not card.graphs
