@@ -151,6 +151,8 @@ def test_the_command_searches_tests_and_writes(tmp_path, monkeypatch, capsys):
     assert full["without"]["miss"]["speed_up"] == pytest.approx(1 / 0.625)
     assert coded["without"]["codec"]["speed_up"] == full["found"]["speed_up"]
     assert coded["without"]["codec"]["n"] == 120
+    assert [row["speed_up"] for row in full["sizes"]] == pytest.approx([1, 2 / 0.625, 2] * 4)
+    assert [row["share"] for row in full["sizes"][::3]] == [0.125, 0.25, 0.375, 0.5]
     lost = [row["words"] for row in full["tried"] if row["lost"]]
     assert {"0.5 K, alone"} <= {words["count"] for words in lost} and any("near" in words for words in lost)
     assert "0.5 K, alone" not in {row["words"].get("count") for row in coded["tried"]}

@@ -9,7 +9,8 @@
    survive. One is given up as soon as the 95 % interval of its difference ends below what may be lost, and accepted
    when on all problems the difference itself does not. Counts that were given up are not tried with codecs.
 3. Near score, whose text depends on the device, is raced on top of the winner.
-4. Winners are tried once on test problems, whole and with each part taken back. Nothing is chosen there.
+4. Winners are tried once on test problems, whole and with each part taken back, and timed in other amounts of device
+   memory. Nothing is chosen there.
 
 With weights as they are, and with codecs, in the same device memory. Answers are measured, in large batches, times
 simulated. Writes data/results/combination.json; every measurement is kept (--save), and an interrupted search goes on.
@@ -323,6 +324,19 @@ def tested(bench: Bench, start: Candidate, best: Candidate, text: Options) -> di
     return {"taken": taken, "config": repr(best.config)} | whole
 
 
+def timed_in(bench: Bench, start: Candidate, best: Candidate, budgets: dict[float, float]) -> list[dict]:
+    """Milliseconds a token in other amounts of memory, of whose `budgets` (share of the experts -> GB) the text knows
+    nothing: on demand, the winner, and the winner with all K experts."""
+    alone = best.but("count", "all K", {"count": p.TopK(), "keep": p.Always()})
+    rows = []
+    for share, gb in budgets.items():
+        budget = [replace(one.config, budget_gb=gb) for one in (start, best, alone)]
+        ms = [bench.time(Candidate(config))["ms"] for config in budget]
+        for system, each in zip(("on demand", "found", "found, all K"), ms, strict=True):
+            rows.append({"share": share, "system": system, "ms": each, "speed_up": ms[0] / each})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-olmoe", help="embedded name (%(default)s)")
@@ -331,6 +345,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=3, help="of each task, timed in the search (%(default)s)")
     parser.add_argument("--test", type=int, default=600, help="test problems of each task, 0 for no test (%(default)s)")
     parser.add_argument("--test-timed", type=int, default=24, help="of them, timed (%(default)s)")
+    parser.add_argument("--also", type=float, nargs="*", default=[0.125, 0.25, 0.375, 0.5], help="shares to time it in")
     parser.add_argument("--near", type=float, nargs="*", default=[0.05, 0.02], help="a of near score (%(default)s)")
     parser.add_argument("--save", type=Path, default=ROOT / "runs" / "combine.jsonl", help="what was measured so far")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "combination.json")
@@ -341,10 +356,13 @@ def main() -> None:
     bench = Bench(world, "validation", 3, options.timed, options.rungs, options.save)
     test = Bench(world, "test", 0, options.test_timed, [max(options.test, 1)], options.save)
     geometry = Geometry.of(world.geometry)
-    gb = round(options.share * world.experts) * geometry.moe_layers * geometry.expert_bytes / 1e9
-    start = Candidate(systems.on_demand(budget_gb=gb))
+
+    def gb(share: float) -> float:
+        return round(share * world.experts) * geometry.moe_layers * geometry.expert_bytes / 1e9
+
+    start = Candidate(systems.on_demand(budget_gb=gb(options.share)))
     seeds = {"validation": bench.seed, "test": test.seed}
-    found = {"model": options.model, "share": options.share, "budget_gb": gb, "hardware": world.hardware,
+    found = {"model": options.model, "share": options.share, "budget_gb": gb(options.share), "hardware": world.hardware,
              "geometry": world.geometry, "allowed": ALLOWED, "rungs": options.rungs, "seeds": seeds,
              "test_n": options.test}  # fmt: skip
     worse: set[str] = set()
@@ -352,7 +370,8 @@ def main() -> None:
         text = text_options(world, codecs)
         best, tried = search(bench, start, text, () if codecs else options.near, worse)
         if options.test:
-            found[name] = tested(test, start, best, text) | {"tried": tried}
+            sizes = timed_in(test, start, best, {share: gb(share) for share in options.also})
+            found[name] = tested(test, start, best, text) | {"sizes": sizes, "tried": tried}
             whole = found[name]["found"]
             points = f"{100 * whole['difference']:+.2f} ± {100 * whole['half_width']:.2f} points"
             print(f"{name}, on test problems: {whole['speed_up']:.2f} x, {points}", flush=True)
