@@ -27,12 +27,20 @@ EVERY_CHECK = ["exact", "report", "restored", "little", "rollback"]
 # experts, so that first by score is not largest by weight; where shared experts take part in the normalisation
 # (inkling); and where the router's K cannot be changed (phimoe).
 FAST = {
+    "afmoe": (RENORMALISED, LARGEST),
+    "cohere2_moe": (RENORMALISED, ROUTER),
     "deepseek_v2": (AS_THEY_ARE, ROUTER),
     "deepseek_v3": (RENORMALISED, LARGEST),
+    "ernie4_5_moe": (RENORMALISED, LARGEST),
+    "ernie4_5_vl_moe": (RENORMALISED, LARGEST),  # experts of its own for pictures
     "gemma4_text": (RENORMALISED, ROUTER),  # its experts live in the decoder layer, its weights have a scale each
+    "glm4_moe": (RENORMALISED, LARGEST),
     "gpt_oss": (RENORMALISED, ROUTER),
+    "granitemoe": (RENORMALISED, ROUTER),
     "granitemoehybrid": (RENORMALISED, ROUTER),  # a state space model
+    "jamba": (AS_THEY_ARE, ROUTER),
     "lfm2_moe": (RENORMALISED, LARGEST),  # convolutions; the block routes
+    "minimax": (RENORMALISED, ROUTER),  # a cache class of its own
     "mixtral": (RENORMALISED, ROUTER),
     "nemotron_h": (RENORMALISED, LARGEST),  # no gate, mamba
     "olmoe": (AS_THEY_ARE, ROUTER),
@@ -40,17 +48,9 @@ FAST = {
     "qwen2_moe": (AS_THEY_ARE, ROUTER),
     "qwen3_moe": (RENORMALISED, ROUTER),
     "qwen3_next": (RENORMALISED, ROUTER),  # linear attention
+    "qwen3_vl_moe": (RENORMALISED, ROUTER),
 }
 SLOW = {
-    "afmoe": (RENORMALISED, LARGEST),
-    "cohere2_moe": (RENORMALISED, ROUTER),
-    "ernie4_5_moe": (RENORMALISED, LARGEST),
-    "ernie4_5_vl_moe": (RENORMALISED, LARGEST),  # experts of its own for pictures
-    "glm4_moe": (RENORMALISED, LARGEST),
-    "granitemoe": (RENORMALISED, ROUTER),
-    "minimax": (RENORMALISED, ROUTER),  # a cache class of its own
-    "qwen3_vl_moe": (RENORMALISED, ROUTER),
-    "jamba": (AS_THEY_ARE, ROUTER),
     "deepseek_v32": (RENORMALISED, LARGEST),  # keys picked by an index
     "deepseek_v4": (RENORMALISED, LARGEST),  # experts picked by the token's id, keys compressed
     "inkling_text": (AS_THEY_ARE, LARGEST),  # convolutions beside sliding windows
