@@ -12,10 +12,10 @@ import mobile_nb
 from mobile_nb import MobileError, systems
 from mobile_nb.__main__ import main
 from mobile_nb.analysis import tasks
-from mobile_nb.analysis.evaluate import wilson
+from mobile_nb.analysis.evaluate import evaluate, wilson
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import Always, Drop, Fraction, Never, TargetFallback
-from mobile_nb.runtime.batch import installed
+from mobile_nb.runtime.batch import BatchDecoder, installed
 
 ARCHITECTURES = ("olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "mixtral")
 NEW = 6  # tokens a text
@@ -80,6 +80,21 @@ def test_other_systems_write_the_same_in_batches_too(model, config):
             steps = engine.generate(prompt, max_new_tokens=NEW, eos_token_id=99, do_sample=False).steps
             assert row.token_ids == [s.token_id for s in steps]
             assert row.fell_back == [s.fell_back for s in steps]
+
+
+@pytest.mark.parametrize("config", [systems.big(), systems.mobile(0.7)])
+def test_rows_whose_text_has_ended_leave_the_batch(shipped, config, monkeypatch):
+    model, tokenizer = shipped
+    problems = sorted(tasks.load("word-problems", split="validation", n=40), key=lambda p: p.steps)
+    problems = [*problems[:3], *problems[-3:]]
+    sizes, use = [], BatchDecoder.use
+    monkeypatch.setattr(BatchDecoder, "use", lambda self, modes: (sizes.append(len(modes)), use(self, modes)))
+    together = evaluate(model, tokenizer, problems, config=config, batch_size=6, progress=False).solved
+    assert sizes[0] == 6 and 0 < min(sizes) <= 3
+    for problem, row in zip(problems, together, strict=True):
+        alone = evaluate(model, tokenizer, [problem], config=config, progress=False).solved[0]
+        assert (alone.text, alone.fell_back, alone.right) == (row.text, row.fell_back, row.right)
+        assert alone.confidences == pytest.approx(row.confidences, abs=1e-4)
 
 
 def test_all_k_is_what_transformers_writes(model):

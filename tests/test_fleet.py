@@ -33,10 +33,10 @@ def middle_gamma(model):
     return logits.softmax(-1).amax(-1).median().item()
 
 
-def alone(model, config, prompt):
+def alone(model, config, prompt, end=-1):
     """A text by a fresh engine, and what its tokens after the first cost."""
     with mobile_nb.offload(model, config) as engine:
-        steps = engine.generate(prompt, max_new_tokens=NEW, eos_token_id=2, do_sample=False).steps
+        steps = engine.generate(prompt, max_new_tokens=NEW, eos_token_id=end, do_sample=False).steps
         after = [s for s in engine.trace.passes if s.mode != "prompt"]
     later = steps[1:]
     return steps, {
@@ -48,10 +48,11 @@ def alone(model, config, prompt):
 
 
 def check(model, config, prompts):
+    end = alone(model, config, prompts[0])[0][2].token_id  # so that this text leaves the batch before the others
     with mobile_nb.offload(model, config) as engine, engine.batch() as decoder:
-        rows = decoder.write(padded(prompts), max_new_tokens=NEW, eos_token_id=2)
+        rows = decoder.write(padded(prompts), max_new_tokens=NEW, eos_token_id=end)
     for prompt, row in zip(prompts, rows, strict=True):
-        steps, account = alone(model, config, prompt)
+        steps, account = alone(model, config, prompt, end)
         assert row.token_ids == [s.token_id for s in steps]
         assert row.fell_back == [s.fell_back for s in steps]
         assert {name: row.device[name] for name in account} == pytest.approx(account)

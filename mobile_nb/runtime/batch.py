@@ -2,7 +2,8 @@
 
 The same choices as the engine's decode loop: the prompt is read under the count policy's prompt rule and gives the
 first token; then each token is written by the little model, and the rows whose token is not kept are written again. A
-row that keeps its token is computed in the second pass as in the first. Knows nothing about tasks.
+row that keeps its token is computed in the second pass as in the first. Rows whose text has ended leave the batch.
+Knows nothing about tasks.
 
 Legend: R rows · T tokens of a call · K experts routed to · H hidden.
 """
@@ -21,8 +22,10 @@ from .config import MobileConfig
 from .decode import Evidence
 from .facts import decided
 from .fleet import Fleet
-from .rollback import Rollback
+from .rollback import Rollback, grows
 from .rows import Agreement, Row, RowExperts
+
+STAY = 0.75  # when no more than this share of the rows are alive, the others leave; leaving copies the cache
 
 
 class BatchDecoder:
@@ -46,6 +49,7 @@ class BatchDecoder:
             )
         self.model, self.config, self.layers, self._make, self.fleet = model, config, layers, fleet, None
         self._real = self._begun = None
+        self.texts: list[int] = []  # the number of each row's text
         self.experts = [] if fleet else [RowExperts(layer, config.count, at) for at, layer in enumerate(layers)]
         self.top_k = layers[0].top_k
         self.agreement = Agreement(torch.zeros(len(layers), dtype=torch.float64))
@@ -88,29 +92,35 @@ class BatchDecoder:
 
     @torch.no_grad()
     def _loop(self, input_ids, processor, stop, config, keywords, rows: list[Row]):
-        every = range(len(rows))
+        every = self.texts = list(range(len(rows)))
         with self._pass(PROMPT, every, every, [PROMPT] * len(rows), real=self._real):
             outputs = self.model._prefill(input_ids, config, keywords, is_first_iteration=True)
         self._begun = None if self.fleet is None else self.fleet.account()
         logits, fell_back = outputs.logits[:, -1].float(), [False] * len(rows)
         confidences = logits.softmax(-1).amax(-1).tolist()
         alone = not self.config.two_passes or self.config.drafts  # what is verified is what the big model writes
-        rollback = None if alone else Rollback(outputs["past_key_values"])
+        cache = outputs["past_key_values"]
+        rollback, shrinks = None if alone else Rollback(cache), grows(cache)
         alive = torch.ones(len(rows), dtype=torch.bool, device=input_ids.device)
         while True:
             if logits[alive].isnan().any():
                 raise MobileError("the model's logits hold NaN: its weights are damaged, or its dtype overflows.")
             token = processor(input_ids, logits).argmax(-1)
             token = torch.where(alive, token, torch.full_like(token, int(config.pad_token_id or 0)))
-            for row in alive.nonzero()[:, 0].tolist():
-                rows[row].token_ids.append(int(token[row]))
-                rows[row].confidences.append(confidences[row])
-                rows[row].fell_back.append(fell_back[row])
+            for at in alive.nonzero()[:, 0].tolist():
+                row = rows[self.texts[at]]
+                row.token_ids.append(int(token[at]))
+                row.confidences.append(confidences[at])
+                row.fell_back.append(fell_back[at])
             input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
             alive = alive & ~stop(input_ids, None)
             if not alive.any():
                 return input_ids
             keywords = self.model._update_model_kwargs_for_generation(outputs, keywords, is_encoder_decoder=False)
+            if shrinks and alive.sum() <= STAY * len(alive):
+                self.texts = [text for text, on in zip(self.texts, alive.tolist(), strict=True) if on]
+                cache.batch_select_indices(alive.nonzero()[:, 0])
+                input_ids, keywords, alive = input_ids[alive], _of_rows(keywords, alive), alive[alive]
             inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **keywords)
             outputs, confidences, fell_back = self._token(inputs, alive, rollback, rows)
             logits = outputs.logits[:, -1].float()
@@ -125,7 +135,7 @@ class BatchDecoder:
         rollback.remember()
         with self._pass(LITTLE, on, on, [LITTLE] * len(alive)):
             outputs = self.model(**inputs, return_dict=True)
-        past = [row.confidences[1:] for row in rows]  # the first token came from the prompt pass
+        past = [rows[text].confidences[1:] for text in self.texts]  # the first token came from the prompt pass
         evidence = [Evidence(of, before) for of, before in zip(outputs.logits[:, -1], past, strict=True)]
         confidences = [each.max_probability for each in evidence]
         keep = self.config.keep
@@ -156,13 +166,9 @@ class BatchDecoder:
         cache, part = outputs["past_key_values"], DynamicCache()
         for at, layer in enumerate(cache.layers):
             part.update(layer.keys[again, :, :-1], layer.values[again, :, :-1], at)
-        rows = {
-            name: each[again] if isinstance(each, torch.Tensor) and len(each) == len(again) else each
-            for name, each in inputs.items()
-        }
         on = again.nonzero()[:, 0].tolist()
         with self._pass(BIG, on, range(len(on)), [BIG] * len(on), evicted=routing):
-            wrote = self.model(**(rows | {"past_key_values": part}), return_dict=True)
+            wrote = self.model(**(_of_rows(inputs, again) | {"past_key_values": part}), return_dict=True)
         for layer, own in zip(cache.layers, part.layers, strict=True):
             layer.keys[again, :, -1:] = own.keys[:, :, -1:]
             layer.values[again, :, -1:] = own.values[:, :, -1:]
@@ -170,13 +176,21 @@ class BatchDecoder:
 
     @contextmanager
     def _pass(self, mode: str, rows: Sequence[int], places: Sequence[int], modes: list[str], **facts):
-        """Around a call of the model on `modes` [R]; `rows`, at `places` of the call, are what it is about."""
+        """Around a call of the model on `modes` [R]; `rows` of the batch, at `places` of the call, are computed."""
         self.use(modes)
         if self.fleet is not None:
-            self.fleet.begin_pass(mode, rows, places, **facts)
+            self.fleet.begin_pass(mode, [self.texts[row] for row in rows], places, **facts)
         yield
         if self.fleet is not None:
             self.fleet.end_pass()
+
+
+def _of_rows(inputs: dict, chosen: torch.Tensor) -> dict:
+    """A model's inputs for the rows that are `chosen` [R]; the cache is left alone."""
+    return {
+        name: each[chosen] if isinstance(each, torch.Tensor) and len(each) == len(chosen) else each
+        for name, each in inputs.items()
+    }
 
 
 @contextmanager

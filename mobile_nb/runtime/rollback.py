@@ -35,7 +35,7 @@ class Rollback:
             self._crops = [_crops(layer) for layer in cache.layers]
         except (AttributeError, TypeError) as problem:
             raise MobileError(_refusal(cache)) from problem
-        self.plain = self._counts or (all(self._crops) and type(cache).__name__ == "DynamicCache")
+        self.plain = self._counts or grows(cache)
         self._kept: list[tuple[object, dict]] = []
         self._versions: list[tuple[torch.Tensor, int]] = []
 
@@ -116,6 +116,11 @@ class Cropping:
             layer.crop(-positions)
 
 
+def grows(cache) -> bool:
+    """Whether every layer of a cache keeps every position and nothing beside."""
+    return type(cache).__name__ == "DynamicCache" and all(_crops(layer) for layer in cache.layers)
+
+
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
@@ -136,4 +141,4 @@ def _crops(layer) -> bool:
     return own and not hasattr(layer, "record_past")
 
 
-__all__ = ["Cropping", "Rollback"]
+__all__ = ["Cropping", "Rollback", "grows"]
