@@ -227,7 +227,8 @@ class Bench:
         return paired(right, self.right(MobileConfig(), n)) | accuracy
 
     def time(self, candidate: Candidate) -> dict:
-        """Simulated, a token: ms, of computation and of the host alone, and MB; each text on an empty device."""
+        """Simulated, a token: ms, of computation and of the host alone (None: not known), and MB; each text on an empty
+        device."""
         config, rows = candidate.config, []
         for task, problems in self.problems.items():
             what = ["time", task, self.timed, repr(config)]
@@ -235,7 +236,9 @@ class Bench:
             same = self.texts.setdefault((task, self._text(config)), rows[-1]["texts"])
             assert same == rows[-1]["texts"], f"{config} shall not change the text"
         tokens = sum(row["tokens"] for row in rows)
-        each = {name: sum(row[name] for row in rows) / tokens for name in ("ms", "computing_ms", "host_ms", "mb")}
+        each: dict = {name: sum(row[name] for row in rows) / tokens for name in ("ms", "computing_ms", "mb")}
+        hosted = [row["host_ms"] for row in rows]
+        each["host_ms"] = None if None in hosted else sum(hosted) / tokens
         hits = sum(row["hits"] for row in rows) / sum(row["requests"] for row in rows)
         return each | {"hit_rate": hits, "n_timed": self.timed * len(rows)}
 
@@ -276,12 +279,13 @@ class Bench:
             result = evaluate(engine, tokenizer, problems, batch_size=64, progress=False)
             size, host_s = engine._server.costs.expert_bytes, engine._server.costs.host_s()
         of = {name: sum(each.device[name] for each in result.solved) for name in result.solved[0].device}
-        hosted = 0.0
-        if isinstance(config.miss, p.OnHost) and len(config.codec.forms) == 1:
-            hosted = of["requests"] - of["hits"] - (of["bytes"] / size - of["prefetches"])
+        misses, host_ms = of["requests"] - of["hits"], 0.0
+        if isinstance(config.miss, p.OnHost):  # what was neither there nor fetched; bytes of several forms do not tell
+            alone = len(config.codec.forms) == 1
+            host_ms = 1e3 * host_s * (misses - of["bytes"] / size + of["prefetches"]) if alone else None
         return {
             "tokens": sum(len(each.token_ids) - 1 for each in result.solved),
-            "ms": 1e3 * of["seconds"], "computing_ms": 1e3 * of["computing_s"], "host_ms": 1e3 * host_s * hosted,
+            "ms": 1e3 * of["seconds"], "computing_ms": 1e3 * of["computing_s"], "host_ms": host_ms,
             "mb": of["bytes"] / 1e6, "hits": of["hits"], "requests": of["requests"],
             "texts": zlib.crc32(json.dumps([each.token_ids for each in result.solved]).encode()),
         }  # fmt: skip
