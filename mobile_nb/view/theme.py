@@ -8,9 +8,10 @@ import plotly.graph_objects as go
 LITTLE, BIG = "#0072B2", "#D55E00"
 DEMAND, PREFETCH = "#E69F00", "#CC79A7"
 ATTENTION, EXPERT, WAIT, HEAD = "#56B4E9", "#009E73", "#C8C8C8", "#7F7F7F"
-OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # for series without a meaning
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
-MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross")
+# Of series without a meaning, as many as there are models and tasks.
+OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "pentagon")
 SEQUENTIAL = "Cividis"
 
 COLOURS = {
