@@ -99,7 +99,7 @@ class BatchDecoder:
         logits, fell_back = outputs.logits[:, -1].float(), [False] * len(rows)
         confidences = logits.softmax(-1).amax(-1).tolist()
         alone = not self.config.two_passes or self.config.drafts  # what is verified is what the big model writes
-        cache = outputs["past_key_values"]
+        cache = outputs.get("past_key_values")
         rollback, shrinks = None if alone else Rollback(cache), grows(cache)
         alive = torch.ones(len(rows), dtype=torch.bool, device=input_ids.device)
         while True:
