@@ -47,6 +47,14 @@ def test_recorded_passes_are_exact(name):
             assert engine._static.recorded
 
 
+def test_eager_attention_writes_the_same_without_graphs():
+    model, ids = on_card(), ids_on_card()
+    model.set_attn_implementation("eager")
+    wanted = plain(model, ids, NEW)
+    with offload(model, systems.mobile(gamma=1.1, slots=3), static=LENGTH) as engine:
+        assert engine.generate(ids, max_new_tokens=NEW, **GREEDY).token_ids == wanted and not engine._static.recorded
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gamma_moves_under_the_same_graphs(name):
     model, ids = on_card(name), ids_on_card()

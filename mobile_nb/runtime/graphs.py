@@ -14,15 +14,15 @@ _APART = threading.RLock()  # the stream is shared by all engines of a card
 class CudaGraphs:
     """Records what is handed to one card, and replays it.
 
-    All graphs share a pool of memory, which is right because they are always replayed in the order of recording. They
-    are recorded on a stream of their own, for the default one cannot be, and replayed on the reader's. Copies that are
+    The graphs of a pass share a pool of memory, which is right because they are always replayed in the order of
+    recording. torch lets nobody use a pool whose graphs are all gone, so each pass gets one of its own. Graphs are
+    recorded on a stream of their own, for the default one cannot be, and replayed on the reader's. Copies that are
     under way on other streams are no part of them: between `begin` and `end` nobody waits for an event from outside,
     and what other threads ask of the card is their affair ("thread_local").
     """
 
     def __init__(self, device: torch.device):
-        self._device, self._stream = device, _stream(device)
-        self._pool, self._open = torch.cuda.graph_pool_handle(), None
+        self._device, self._stream, self._pool, self._open = device, _stream(device), None, None
 
     @contextlib.contextmanager
     def apart(self):
@@ -31,7 +31,7 @@ class CudaGraphs:
         cuBLAS keeps its scratch by stream. It is dropped before and after, so that a recording takes it from its
         graphs' pool, and the end of another engine's graphs cannot give it away.
         """
-        readers = torch.cuda.current_stream(self._device)
+        readers, self._pool = torch.cuda.current_stream(self._device), torch.cuda.graph_pool_handle()
         with _APART:
             self._stream.wait_stream(readers)
             _drop_scratch()
@@ -69,10 +69,9 @@ class CudaGraphs:
         """torch up to 2.12 leaves its memory pool, and 2.11 its random numbers, as if a refused recording went on."""
         with contextlib.suppress(RuntimeError):  # ended after all
             torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
-        self._pool = torch.cuda.graph_pool_handle()
         with contextlib.suppress(RuntimeError):  # a recording that succeeds takes the random numbers back
             one, graph = torch.zeros(1, device=self._device), torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
             one.add_(1)
             graph.capture_end()
 
@@ -87,8 +86,9 @@ def _drop_scratch() -> None:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all engines: libraries keep a workspace for each stream that they ever see."""
-    return torch.cuda.Stream(device)
+    """One for all engines: libraries keep a workspace for each stream that they ever see. Of high priority, as torch
+    hands its 32 streams of each priority out in turn, and this one must not be what somebody copies on."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 __all__ = ["CudaGraphs"]

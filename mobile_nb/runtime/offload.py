@@ -41,7 +41,8 @@ def offload(
         static: positions of a KV cache that is allocated once and stays where it is: most tokens of a prompt and its
             continuation. On a CUDA device passes over one token are then replayed as CUDA graphs, but for their
             experts; elsewhere nothing is won. Each token then reads the whole cache, so give no more than is needed.
-            None: a cache that grows, and no graphs. Not for `Engine.batch`; attention must be "sdpa" or "eager".
+            None: a cache that grows, and no graphs. Not for `Engine.batch`; attention must be "sdpa", or "eager", whose
+            passes are not recorded.
 
     Raises:
         MobileError: the model or the budget cannot work; the model is as it was.

@@ -25,7 +25,8 @@ from ..model.adapters import MoELayer
 from ..vocabulary import MobileError, whole
 from .graphs import CudaGraphs
 
-MASKED = ("sdpa", "eager")  # kinds of attention that get a mask for what the cache does not hold yet
+RECORDED = "sdpa"  # kind of attention whose mask a card makes by itself
+MASKED = (RECORDED, "eager")  # kinds that get a mask for what the cache does not hold yet
 PLAIN = {"input_ids", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "return_dict"}
 
 
@@ -96,6 +97,7 @@ class StaticDecoding:
         """Another cache, and nothing recorded."""
         self.close()
         device = self.model.get_input_embeddings().weight.device
+        self._records = self.model.config.get_text_config()._attn_implementation == RECORDED
         self.cache, self._inference = FixedCache(self.model.config, self.positions), torch.is_inference_mode_enabled()
         self._ids, self._at = (torch.zeros(1, 1, dtype=torch.long, device=device) for _ in range(2))
         self._warm = None  # the thread in which one pass has run: libraries load and make workspaces at the first use
@@ -137,7 +139,8 @@ class StaticDecoding:
             return self.model(**inputs)
         inputs.pop("attention_mask", None)  # the model makes it of the cache's count
         at = inputs.get("position_ids")
-        as_it_is = self._graphs is None or torch.is_autocast_enabled(ids.device.type)  # which makes copies of weights
+        as_it_is = self._graphs is None or not self._records
+        as_it_is |= torch.is_autocast_enabled(ids.device.type)  # which makes copies of weights
         if as_it_is or not set(inputs) <= PLAIN or at is None or at.shape != ids.shape:
             return self.model(**inputs)
         self._ids.copy_(ids)
