@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import Snapshot, plain, prompt, refused
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import mobile_nb.runtime.offloaded as offloaded
 from mobile_nb import MobileError, figures, offload, systems
@@ -25,7 +27,7 @@ from mobile_nb.memory.link import SimulatedLink
 from mobile_nb.memory.store import Arena
 from mobile_nb.model import decoded
 from mobile_nb.model.adapters import find_layers
-from mobile_nb.model.experts import listed
+from mobile_nb.model.experts import SlotExperts, listed
 from mobile_nb.model.tiny import random_model
 from mobile_nb.policies import Full, Int4, LowBits, Mixed, NextGate, OnHost
 
@@ -236,6 +238,62 @@ def test_no_room_for_the_slots_is_one_sentence_and_the_model_is_as_it_was(monkey
     with refused("no room for 3 slots in each of 3 layers", kinds=MobileError), offload(model, systems.big(slots=3)):
         raise AssertionError("the block must not be entered")
     snapshot.check(model)
+
+
+def test_a_fault_of_the_card_is_not_taken_for_a_lack_of_room(monkeypatch):
+    def broken(*given):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(decoded, "Slots", broken)
+    model = random_model("olmoe")
+    with pytest.raises(RuntimeError, match="illegal memory access"), offload(model, systems.big(slots=3)):
+        raise AssertionError("the block must not be entered")
+
+
+class Waits(TorchDispatchMode):
+    """Operations whose result a host has to wait for, as their shape or value is the device's."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(word in func.name() for word in ("local_scalar", "nonzero", "unique", "masked_select")):
+            self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_wave_of_a_prompt_waits_for_no_number_of_the_card():
+    model, ids = random_model("qwen2_moe"), prompt(12)
+    model.set_experts_implementation("batched_mm")
+    with offload(model, systems.on_demand(slots=3)) as engine:
+        slots, waits = engine._server._slots[0], Waits()
+        real = slots.many_tokens
+
+        def watched(*given):
+            with waits:
+                return real(*given)
+
+        slots.many_tokens = watched
+        text = engine.generate(ids, max_new_tokens=1, do_sample=False, eos_token_id=None).token_ids
+    assert text == plain(random_model("qwen2_moe"), ids, 1) and waits.seen == {"aten::nonzero_static"}
+
+
+def test_one_token_on_a_card_is_not_multiplied_in_groups(monkeypatch):
+    layer, ways = find_layers(random_model("gpt_oss"))[0], []
+    layer.experts.config._experts_implementation = "grouped_mm"
+    arena = Arena(layer.experts, layer.num_experts)
+    compute = SlotExperts(layer.experts, SimpleNamespace(blocks=arena.blocks, views=arena.layout.views(arena.blocks)))
+    asked = torch.randn(1, layer.experts.hidden_size), torch.tensor([[2, 5]]), torch.rand(1, 2)
+    for way in ("grouped_mm", "batched_mm"):
+        real = ALL_EXPERTS_FUNCTIONS[way]
+        noted = lambda *given, way=way, real=real: (ways.append(way), real(*given))[1]  # noqa: E731
+        monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._local_mapping, way, noted)
+    outs = []
+    for device in ("cpu", "cuda"):
+        compute._device = torch.device(device)  # in name only
+        outs.append(compute(*asked))
+    assert ways == ["grouped_mm", "batched_mm"] and torch.allclose(*outs, atol=1e-6)
 
 
 def test_slot_numbers_on_a_card_are_made_of_what_lies_there():

@@ -1,5 +1,7 @@
 """What scheduler, cache and link promise in words, each on the smallest case that shows it."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from helpers import refused
@@ -8,6 +10,7 @@ from mobile_nb.clock import VirtualClock, WallClock
 from mobile_nb.memory.cache import Cache
 from mobile_nb.memory.link import SimulatedLink
 from mobile_nb.memory.scheduler import Scheduler
+from mobile_nb.memory.wall import WallLink
 from mobile_nb.policies import LRU
 from mobile_nb.vocabulary import MobileError, Wanted
 
@@ -43,6 +46,41 @@ def test_a_demand_overtakes_prefetches_that_have_not_started():
     ask(scheduler, 1, 1, 2)
     kinds = [(kind, layer, expert) for kind, layer, expert, _, _ in copies(scheduler)]
     assert kinds == [("prefetch", 1, 1), ("demand", 0, 7), ("prefetch", 1, 2)]  # and 3 comes too late
+
+
+class ByHand(WallLink):
+    """A real link whose copies are over when somebody waits for a later one."""
+
+    def _start(self, layer, expert, slot):
+        self.begun.append((layer, expert))
+        return Landed(len(self.begun), self)
+
+    def _wait(self, ticket):
+        self.landed = max(self.landed, ticket.number)
+
+
+@dataclass
+class Landed:
+    number: int
+    link: ByHand
+
+    def over(self):
+        return self.link.landed >= self.number
+
+    ended = over
+
+
+def test_a_real_link_gets_prefetches_while_arrivals_are_computed():
+    """It would run dry, were they only handed out when the next layer asks."""
+    link = ByHand(2, 4, None, window=2)
+    link.begun, link.landed = [], 0
+    scheduler = Scheduler(Cache(2, 8, np.array([4]), LRU()), link)
+    scheduler.want([Wanted(1, (0, 1, 2, 3))])
+    assert link.begun == [(1, 0), (1, 1)]
+    waves = scheduler.request(0, np.array([[5, 6]]), np.full((1, 2), WORK))
+    assert next(waves) == [(5, 0)] and link.begun[2:] == [(0, 5), (0, 6)]  # on demand first
+    assert next(waves) == [(6, 1)] and link.begun[4:] == [(1, 2)]  # 5 has landed: one copy is under way
+    assert list(waves) == [] and link.begun[5:] == [(1, 3)]
 
 
 def test_a_demand_overtakes_also_where_experts_take_turns():

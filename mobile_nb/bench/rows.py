@@ -25,6 +25,7 @@ from .scripted import Recording
 SHARES = (0.11, 0.21)  # of tokens that fall back, in the paper (arXiv 2510.12357)
 COUNTED = 2  # tokens after the timed ones whose waits and launches are counted, each
 LEAST = 4  # tokens that a row needs
+WAITED = "called a synchronizing CUDA operation"  # torch's words where the host waits; its notice has others
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _counted(words, engine) -> dict:
                 next(words)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    waits = sum("synchroniz" in str(warning.message) for warning in seen) / COUNTED
+    waits = sum(WAITED in str(warning.message) for warning in seen) / COUNTED
     try:
         with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
             for _ in range(COUNTED):

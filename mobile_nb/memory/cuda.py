@@ -3,6 +3,9 @@
 A fetch waits, on the copy stream, for the slot's last computation, and records an event when it is over; a computation
 waits for that event on the compute stream. Nothing here waits on the host while a token is computed. `settle` does, and
 before `close` returns nobody reads or writes slots any more: their memory can be given away.
+
+Where a stream has nothing to do, an interval begins when the host sets out to hand its work over: some microseconds of
+launching belong to it.
 """
 
 from __future__ import annotations

@@ -245,6 +245,8 @@ class Scheduler:
         yield list(hand)
         self.link.computed(layer, hand)
         hand.clear()
+        if self.link.asynchronous:  # copies went on meanwhile: it must not run dry
+            self.pump()
 
 
 __all__ = ["COUNTERS", "Scheduler"]

@@ -18,6 +18,7 @@ from ..vocabulary import MobileError
 from .host import host_memory
 
 ALIGN = 128  # bytes; grouped matrix products want 16
+FULL = ("out of memory", "not enough memory", "allocate memory")  # what torch and CUDA say; faults name memory too
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def room_for(slots: np.ndarray, nbytes: list[int], device: torch.device) -> Iter
     try:
         yield
     except RuntimeError as problem:
-        if not isinstance(problem, torch.OutOfMemoryError) and "memory" not in str(problem):
+        if not isinstance(problem, torch.OutOfMemoryError) and not any(words in str(problem) for words in FULL):
             raise
         each, gb = slots.sum(axis=1), (slots @ nbytes).sum() / 1e9
         most = each.max() if (each == each[0]).all() else f"up to {each.max()}"

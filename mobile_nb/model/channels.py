@@ -141,7 +141,7 @@ class ChannelSlots:
             for expert, slot in wave
         )
 
-    def many_tokens(self, wave: list[tuple[int, int]], asked: int, hidden, index, weights, out) -> torch.Tensor:
+    def many_tokens(self, wave: list[tuple[int, int]], wanted: dict[int, int], hidden, index, weights, out):
         """As of `Pools`."""
         for expert, slot in wave:
             token, position = torch.nonzero(index == expert, as_tuple=True)

@@ -148,10 +148,11 @@ class Pools:
             out = part if out is None else out + part
         return out
 
-    def many_tokens(self, wave: list[tuple[int, int]], asked: int, hidden, index, weights, out) -> torch.Tensor:
-        """Adds what a wave of (entry, slot), of `asked` of them, makes of hidden [T, H] to `out` [T, H].
+    def many_tokens(self, wave: list[tuple[int, int]], wanted: dict[int, int], hidden, index, weights, out):
+        """Adds what a wave of (entry, slot) makes of hidden [T, H] to `out` [T, H], and returns that.
 
         Args:
+            wanted: expert -> how many tokens ask for it, of all waves: with that a card's host waits for nothing.
             index, weights: experts [T, K] and their weights.
         """
         numbers = self._numbers.to(index.dtype)
@@ -160,10 +161,11 @@ class Pools:
             slots = listed(numbers, [slot for _, slot in some])
             slot_of = torch.full_like(numbers, -1)
             slot_of[ids.long()] = slots
-            if len(some) == asked:  # the only one
+            if len(some) == len(wanted):  # the only one
                 return compute(hidden, slot_of[index], weights)
             slot = slot_of[index]  # [T, K], -1 for experts of other waves
-            token, position = torch.nonzero(slot >= 0, as_tuple=True)
+            size = sum(wanted[entry % self._count] for entry, _ in some)
+            token, position = torch.nonzero_static(slot >= 0, size=size).unbind(dim=1)
             pairs = slot[token, position][:, None], weights[token, position][:, None]
             out.index_add_(0, token, compute(hidden[token], *pairs))
         return out

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..memory.disk import DiskArena
 from ..memory.store import Arena, Slots
@@ -74,7 +75,14 @@ class SlotExperts:
                 return self._one(hidden[0], slots[0].tolist(), weights)
         if isinstance(slots, list):
             slots = listed(self._numbers, slots)[None]
+        if len(hidden) == 1 and self._device.type != "cpu" and self._grouped():
+            return ALL_EXPERTS_FUNCTIONS["batched_mm"](self._twin, hidden, slots, weights)
         return self._twin(hidden, slots, weights)
+
+    def _grouped(self) -> bool:
+        """Whether the module would multiply in groups, for which a card's host waits in float16 and float32; so
+        transformers' own `generate` does not let it for one token either."""
+        return getattr(getattr(self._twin, "config", None), "_experts_implementation", None) == "grouped_mm"
 
     def _one(self, x: torch.Tensor, slots: list[int], weights: torch.Tensor) -> torch.Tensor:
         """x [H], K slot numbers, weights [1, K] -> [1, H]: small experts as one matrix, large ones in turn."""

@@ -193,6 +193,7 @@ class Server:
         return self._slots[at].first(hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
+        self.scheduler.pump()  # a link that is real goes on while a card is waited for
         ids, self.view.hidden = index[0].tolist(), hidden
         if (self.mode or PROMPT) in self._asks:
             ids = self._replaced(at, ids, weights[0].float().tolist())
@@ -236,7 +237,7 @@ class Server:
         seconds = self._needs.seconds(at, *of)
         out = torch.zeros_like(hidden)
         for wave in self.scheduler.request(at, np.array([list(asked)], dtype=np.int64), seconds):
-            out = self._slots[at].many_tokens(wave, len(wanted), hidden, index, weights, out)
+            out = self._slots[at].many_tokens(wave, wanted, hidden, index, weights, out)
         return out + on_host() if hosted else out  # while the link and the device are at work
 
     def _prefetch(self, at: int) -> None:
