@@ -18,13 +18,16 @@ from .runtime.plan import plan
 from .view import terminal
 from .vocabulary import whole
 
+TELLING = {"tiny-olmoe": 80}  # the first test problem that half of the experts get wrong, and all of them do not
+
 
 @dataclass
 class Demo:
     """What to run, and on what; the fields are the command's options.
 
     Attributes:
-        prompt: text to be continued; None for `problems` held-out word problems, whose answers are checked.
+        prompt: text to be continued; None for `problems` held-out word problems, whose answers are checked. The first
+            is one that half of the experts get wrong, where we know one.
         hardware, geometry: as in `offload`; an embedded model is timed as the published model that it stands for.
         perfetto: a file for what was computed and copied when, a process a system; None for none.
         show: receives the pieces of text as they come.   colour: whether they may hold colours.
@@ -55,7 +58,10 @@ class Demo:
         else:  # a load may take minutes: first what goes where
             self.show(f"{plan(self.model, slots=self.slots, hardware=self.hardware)}\n")
         model, tokenizer = load(self.model)
-        problems = tasks.load("word-problems", split="test", n=self.problems) if self.prompt is None else None
+        problems, picked = None, TELLING.get(self.model, 0)
+        if self.prompt is None:
+            problems = tasks.load("word-problems", split="test", n=max(self.problems, picked + 1))
+            problems = [problems.pop(picked), *problems][: self.problems]
         geometry = self.geometry or STANDS_FOR.get(self.model)
         numbers: dict = {"model": self.model, "slots": self.slots, "systems": {}}
         traces = {}
@@ -63,6 +69,8 @@ class Demo:
             with offload(model, config, tokenizer=tokenizer, hardware=self.hardware, geometry=geometry) as engine:
                 if not numbers["systems"]:
                     self._introduce(engine, numbers)
+                    if problems and picked:
+                        self.show("The first problem was picked: half of the experts get it wrong, which is rare.\n")
                 self.show(f"\n== {name}\n")
                 right = self._write(engine, problems, every=config.two_passes and "MoBiLE" in name)
                 numbers["systems"][name] = {"right": right} | metrics.summary(engine.trace)

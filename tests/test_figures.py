@@ -25,7 +25,7 @@ def recording():
 @pytest.fixture(scope="module")
 def written():
     model, tokenizer = load("tiny-olmoe", dtype="float32")
-    with offload(model, systems.mobile(gamma=0.9, slots=16), tokenizer=tokenizer, geometry="olmoe-1b-7b") as engine:
+    with offload(model, systems.mobile(gamma=0.7, slots=16), tokenizer=tokenizer, geometry="olmoe-1b-7b") as engine:
         text = "Question: Tom has 3 apples. Tom buys 4 more apples. How many apples does Tom have?\nAnswer:"
         return engine.generate(text, max_new_tokens=40), engine.trace
 

@@ -16,13 +16,14 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd  # noqa: E402
 
 from mobile_nb import figures, load, metrics, offload, systems, tasks  # noqa: E402
+from mobile_nb.demo import TELLING  # noqa: E402
 
 GEOMETRY, CARD = "olmoe-1b-7b", "RTX 4080, PCIe 4"
 
 
 def main() -> None:
     model, tokenizer = load("tiny-olmoe")
-    (problem,) = tasks.load("word-problems", n=1)
+    problem = tasks.load("word-problems", n=TELLING["tiny-olmoe"] + 1)[-1]
     runs = {"on demand": systems.on_demand(slots=16), "MoBiLE, γ 0.7": systems.mobile(0.7, slots=16)}
     traces = {}
     for name, config in runs.items():
