@@ -1,8 +1,8 @@
 """One scheduler for every link: who is asked for, who is fetched, in what order, and what is computed when.
 
-Order of business for a layer: queued prefetches that the link had time for; residents are computed first while the
-misses are copied, on demand before any prefetch that has not started; each arrival is computed as it lands. Where
-there are fewer slots than experts asked for, they take turns. Knows nothing about models or tensors.
+Order of business for a layer: queued prefetches that the link had time for; residents are computed while the misses
+are copied, on demand before any prefetch that has not started; each arrival is computed as it lands. With fewer slots
+than experts asked for, they take turns. Knows nothing about models or tensors.
 
 Legend: C configurations · L layers · E experts · S slots · k experts asked for · R rows (indices of configurations).
 """
@@ -93,8 +93,7 @@ class Scheduler:
         slot = self.cache.slot_of[:, layer, expert]
         there = self._all[chosen & (slot >= 0)]
         self.cache.pledged[there, layer, slot[there]] = True
-        absent = chosen & (slot < 0)
-        if absent.any():
+        if (absent := chosen & (slot < 0)).any():
             self._queue.append(Waiting(layer, int(expert), absent, self.link.clock.now.copy()))
 
     def pump(self, among: np.ndarray | bool = True) -> None:
@@ -203,8 +202,7 @@ class Scheduler:
         rows, experts, slots = rows[room], experts[room], slots[room]
         if not rows.size:
             return rows, slots
-        unused = self.cache.fresh[rows, layer, slots]
-        self.counts["wasted"][rows[unused], layer] += 1
+        self.counts["wasted"][rows[self.cache.fresh[rows, layer, slots]], layer] += 1
         self.fetches[rows, layer, experts // self.cache.experts] += 1
         begin, end = self.link.fetch(rows, layer, experts, slots, since[rows])
         left = self.cache.put(rows, layer, experts, slots, prefetch=not demand)

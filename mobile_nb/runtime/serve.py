@@ -170,6 +170,7 @@ class Server:
         self.link.elapse(self.costs.layer_s(tokens))
         if self._settled[at] or self._settle(at):
             return self._hit(at, hidden, index, weights)
+        self.scheduler.pump()  # a real link goes on while a card is waited for
         serve = self._one_token if tokens == 1 else self._many_tokens
         return serve(at, hidden, index, weights)
 
@@ -193,7 +194,6 @@ class Server:
         return self._slots[at].first(hidden, index, weights)
 
     def _one_token(self, at: int, hidden, index, weights) -> torch.Tensor:
-        self.scheduler.pump()  # a link that is real goes on while a card is waited for
         ids, self.view.hidden = index[0].tolist(), hidden
         if (self.mode or PROMPT) in self._asks:
             ids = self._replaced(at, ids, weights[0].float().tolist())
@@ -227,7 +227,6 @@ class Server:
         """A prompt: every expert that any token asks for, the most wanted first."""
         pairs = zip(*(part.tolist() for part in torch.unique(index, return_counts=True)), strict=True)
         wanted = dict(sorted(pairs, key=lambda pair: -pair[1]))  # expert -> of how many tokens
-        self.scheduler.pump()  # drafts may have wished for experts
         who = left_to_host(self.config.miss, wanted, self.forms.there(at, wanted, self.scheduler.cache))
         if hosted := [each.expert for each in who if isinstance(each, Host)]:
             on_host = self._host.take_several(at, hidden, index, weights, hosted)
