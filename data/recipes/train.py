@@ -8,8 +8,8 @@ zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): 
 expert and then half or a quarter of the experts lose nothing. A run that was interrupted continues from its last
 checkpoint. --init starts from the weights of a trained OLMoE, also where the architecture is another one.
 
-The shipped files: one thread of a 2-core Intel Xeon (AVX-512, AMX) that other work shared, torch 2.13, about 2,500 to
-4,000 tokens a second; seed 0, of later stages another, which was not always noted. None was made in one piece; each
+The shipped files: one thread of a 2-core Intel Xeon (AVX-512, AMX) that other work shared, torch 2.13, about 1,900 to
+4,500 tokens a second; seed 0, of later stages another, which was not always noted. None was made in one piece; each
 model's card names its stages. So this script makes models of the same kind from the start, not the same bytes.
 """
 

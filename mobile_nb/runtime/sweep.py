@@ -58,7 +58,7 @@ def sweep(
         TypeError: a value of the grid is not a list, or no such field.
         MobileError: a replay refuses a point (see `replay`); points that are done stay in `save`.
 
-    >>> sweep(trace, systems.mobile(), gamma=[0.5, 0.7, 0.9], slots=[8, 16, 32], executor=2)   # doctest: +SKIP
+    >>> sweep(trace, systems.mobile(), gamma=[0.5, 0.7, 0.8], slots=[8, 16, 32], executor=2)   # doctest: +SKIP
     """
     import pandas as pd
 
