@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from . import systems
 from .analysis import metrics, tasks
 from .analysis.perfetto import to_perfetto
 from .model.load import STANDS_FOR, embedded, load
+from .policies import Always
 from .runtime.engine import Engine
 from .runtime.offload import offload
 from .runtime.plan import plan
@@ -105,10 +106,12 @@ class Demo:
 
     def _one(self, engine: Engine, prompt: str, problem, show: Callable[[str], None]) -> bool:
         show(prompt)
-        text = ""
+        text, alone = "", isinstance(engine.config.keep, Always)
         for step in engine.stream(prompt, max_new_tokens=self.max_new_tokens, do_sample=False):
             text += step.text
-            show(terminal.token(step, self.colour) if engine.config.two_passes or self.colour else step.text)
+            if alone and engine.config.two_passes:  # the little model read the prompt too
+                step = replace(step, wrote="little")
+            show(step.text if alone and not self.colour else terminal.token(step, self.colour))
         right = problem is not None and problem.check(text)
         verdict = "" if problem is None else "  (right)" if right else f"  (wrong: it is {problem.answer})"
         show(f"{verdict}\n")

@@ -7,7 +7,9 @@ from checkpoints import save
 
 from mobile_nb import load, plan
 from mobile_nb.__main__ import main
+from mobile_nb.demo import Demo
 from mobile_nb.runtime import matrix
+from mobile_nb.view.terminal import BLUE, ORANGE
 
 
 @pytest.fixture
@@ -55,6 +57,19 @@ def test_the_demo_says_what_goes_where_before_it_loads_anything(folder, capsys, 
     assert main(command) == 2
     shown = capsys.readouterr()
     assert "slots, 3 layers x 2" in shown.out and "nothing was read" in shown.err
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_demo_credits_no_model_that_does_not_run(folder, colour):
+    """The first token comes from the prompt pass, which is the big model's, but for the little model alone."""
+    said = []
+    Demo(
+        model=str(folder), slots=2, prompt="Tom has 3 apples.", max_new_tokens=4, show=said.append, colour=colour
+    ).run()
+    alone, little, mobile = "".join(said).split("\n== ")[1:]
+    marks = (ORANGE, BLUE) if colour else ("[", "\x1b")
+    assert (marks[0] in alone) == colour and marks[0] not in little and marks[0] in mobile
+    assert (marks[1] in little) == colour
 
 
 def test_architectures_prints_a_table_and_the_reasons(capsys, tmp_path):
