@@ -150,10 +150,12 @@ def test_the_results_belong_to_the_shipped_weights(results, here):
 
 def test_the_papers_shape_is_in_the_results(results):
     """Measured numbers, so they move only with the weights; the card says what falls short."""
+    gains = []
     for task in results["tasks"].values():
         big, least = task["fixed"][0], task["fixed"][-1]
         half = next(row for row in task["fixed"] if row["experts"] == results["top_k"] // 2)
         at = next(row for row in task["mobile"] if row["gamma"] == 0.7)
         assert big["accuracy"] > half["accuracy"] > least["accuracy"]
-        assert at["accuracy"] >= half["accuracy"]  # the same on tiny-olmoe's functions, where half loses 0.5 ± 0.7
+        gains.append(at["accuracy"] - half["accuracy"])
         assert at["precision"][0] == 1
+    assert min(gains) >= 0 and max(gains) > 0  # 0 on tiny-olmoe's functions, where half loses 0.5 ± 0.7 points
