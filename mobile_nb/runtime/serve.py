@@ -170,9 +170,9 @@ class Server:
         self.link.elapse(self.costs.layer_s(tokens))
         if self._settled[at] or self._settle(at):
             return self._hit(at, hidden, index, weights)
-        self.scheduler.pump()  # a real link goes on while a card is waited for
-        serve = self._one_token if tokens == 1 else self._many_tokens
-        return serve(at, hidden, index, weights)
+        if tokens > 1 or self.link.asynchronous:  # drafts have wishes; a real link goes on while a card is waited for
+            self.scheduler.pump()
+        return (self._one_token if tokens == 1 else self._many_tokens)(at, hidden, index, weights)
 
     def _count(self, at: int, k: int, weights: torch.Tensor) -> tuple[int, int | None]:
         mode, told = self.mode or PROMPT, ()
