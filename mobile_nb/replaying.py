@@ -88,7 +88,7 @@ def _sweep(args) -> None:
     write(args.json, rows)
 
 
-def write(path: Path | None, numbers) -> None:
+def write(path: Path | None, numbers, *, say: bool = True) -> None:
     """Writes a command's numbers where --json says, and says so."""
     from .files import written_whole
     from .vocabulary import MobileError
@@ -102,7 +102,8 @@ def write(path: Path | None, numbers) -> None:
             temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except OSError as problem:
         raise MobileError(f"the numbers cannot be written to {path}: {problem.strerror or problem}.") from problem
-    print(f"numbers written to {path}")
+    if say:
+        print(f"numbers written to {path}")
 
 
 def _policy(name: str):

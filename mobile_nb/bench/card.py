@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from ..hardware import Geometry, Hardware
+from ..memory.host import current
 from ..model.adapters import find_layers
 from ..model.load import load
-from ..model.published import PUBLISHED, layers_said, random_published
-from ..runtime.offloaded import DEFAULT_HARDWARE
+from ..model.published import PUBLISHED, layers_said, layers_that_fit, random_published
+from ..runtime.offloaded import DEFAULT_HARDWARE, Offloaded
 from ..trace import Trace
 from ..vocabulary import MobileError, number, whole
+from .bounds import Yardstick
 from .link import link_rates
 from .machine import conditions
 from .rivals import by_accelerate, tokens_by
-from .rows import ALONE, ALONE_LITTLE, Job, Setting, Yardstick, jobs, run
+from .rows import ALONE, ALONE_LITTLE, Job, Setting, jobs, run
 from .scripted import Recording
 from .shown import shown_bar
 
@@ -68,10 +71,10 @@ class Options:
             self.models, self.minutes = tuple(self.models[:1]), min(self.minutes, 1.0)
 
 
-def bench(options: Options | None = None, *, progress: bool = True) -> dict:
+def bench(options: Options | None = None, *, progress: bool = True, keep: Callable[[dict], None] = lambda _: None):
     """Measures every row. Returns conditions, link (by model) and rows, as JSON takes them.
 
-    A row that failed holds `why`, one sentence; the others go on.
+    A row that failed holds `why`, one sentence; the others go on. `keep` is called with what there is after each row.
 
     Raises:
         MobileError: there is no CUDA device, and no rehearsal was asked for.
@@ -83,15 +86,14 @@ def bench(options: Options | None = None, *, progress: bool = True) -> dict:
     result: dict = {"conditions": about, "link": {}, "rows": []}
     begun = time.perf_counter()
     end = begun + 60 * options.minutes
-    with shown_bar(progress) as bar:
+    with current(device), shown_bar(progress) as bar:
         for at, name in enumerate(options.models):
             share = time.perf_counter() + (end - time.perf_counter()) / (len(options.models) - at)
             try:
-                rates, rows = _model(name, options, device, share, bar)
-                result["link"][name] = rates
-            except (MobileError, RuntimeError, MemoryError, OSError) as problem:
-                rows = [{"model": name, "why": _sentence(problem)}]
-            result["rows"] += rows
+                _model(name, options, device, share, bar, result, keep)
+            except Exception as problem:  # of a model or a library that nobody has tried: the others go on
+                result["rows"].append({"model": name, "why": _sentence(problem)})
+            keep(result)
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -99,13 +101,16 @@ def bench(options: Options | None = None, *, progress: bool = True) -> dict:
     return result
 
 
-def _model(name: str, options: Options, device: torch.device, end: float, bar) -> tuple[dict, list[dict]]:
-    """The rows of one model."""
+def _model(name: str, options: Options, device: torch.device, end: float, bar, result: dict, keep) -> None:
+    """Adds the rows of one model."""
     bar.say(f"{name}: weights")
     random = name in PUBLISHED
     tokenizer, gamma = None, None
     if random:
-        model = random_published(name, device=device, layers=options.layers, tiny=options.tiny, seed=options.seed)
+        layers = options.layers
+        if layers is None and options.quick:  # a minute's look is worth having on a machine of little memory too
+            layers = layers_that_fit(name, tiny=options.tiny)
+        model = random_published(name, device=device, layers=layers, tiny=options.tiny, seed=options.seed)
     else:
         (model, tokenizer), gamma = load(name, device=str(device), progress=False), options.gamma
     layers = find_layers(model)
@@ -119,16 +124,17 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar) -
     setting = _setting(name, model, tokenizer, options, device, len(layers), experts, top_k)
     shared["routing"] = setting.recording.name if setting.recording else "the router's own"
     slots = sorted({max(1, min(s, experts)) for s in options.slots or (top_k, 2 * top_k, experts // 4, experts // 2)})
+    slots = fitting(model, slots) if device.type == "cuda" else slots
     slots = slots[-2:] if options.quick else slots
     slots.sort(key=lambda s: s != experts // 4)  # the paper's size first: the last rows may find no time left
     todo = jobs(top_k, slots, seed=options.seed, gamma=gamma, quick=options.quick)
     todo += [replace(job, static=True) for job in todo] if options.static else []
     rates = _rates(layers, device)
     yardstick = Yardstick(rates.get("pinned_gb_per_s") or rates["pageable_gb_per_s"])
-    rows: list[dict] = []
+    result["link"][name], rows = rates, result["rows"]
     bar.more(len(todo) + 1)
     if device.type == "cuda":  # kernels are loaded, and workspaces made, at their first use
-        with contextlib.suppress(MobileError, RuntimeError):
+        with contextlib.suppress(Exception):
             run(model, Job("warm-up", todo[-1].config), setting, yardstick, 0.5)
     for at, job in enumerate(todo):
         bar.step(f"{name}: {job.system}, {job.config.slots} slots")
@@ -139,9 +145,16 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar) -
             yardstick.big_s, yardstick.little_s = (
                 (seconds, yardstick.little_s) if job.system == ALONE else (yardstick.big_s, seconds)
             )
+        keep(result)
     bar.step(f"{name}: {ACCELERATE}")
     rows.append(shared | {"system": ACCELERATE} | _accelerate(model, setting, yardstick, device, end))
-    return rates, rows
+
+
+def fitting(model, slots: list[int]) -> list[int]:
+    """The sizes that the card has room for; in the place of those that it has not, the largest that it has."""
+    offloaded = Offloaded(model)
+    room, each = 0.9 * offloaded.room(), offloaded.layout.nbytes * len(offloaded.layers)
+    return sorted({min(s, max(1, int(room // each))) for s in slots})
 
 
 def _row(model, job: Job, setting: Setting, yardstick: Yardstick, end: float, left: int) -> dict:
@@ -151,7 +164,7 @@ def _row(model, job: Job, setting: Setting, yardstick: Yardstick, end: float, le
         return {"why": "no time was left for it: give more --minutes, or fewer models or slots."}
     try:
         found = run(model, job, setting, yardstick, 0.5 * (end - now) / left)
-    except (MobileError, RuntimeError, ValueError, TypeError) as problem:
+    except Exception as problem:
         found = {"why": _sentence(problem)}
     return {key: None if value != value else value for key, value in found.items()} | {
         "row_seconds": round(time.perf_counter() - now, 2)
@@ -169,7 +182,7 @@ def _accelerate(model, setting: Setting, yardstick: Yardstick, device: torch.dev
             took = tokens_by(
                 model, setting.prompt, seconds=max(1.0, 0.5 * (end - time.perf_counter())), least=2, most=16
             )
-    except (MobileError, RuntimeError, ValueError, TypeError) as problem:
+    except Exception as problem:
         return {"why": _sentence(problem)}
     ms, bound = 1e3 * sum(took) / len(took), 1e3 * gb / yardstick.link_gb_per_s
     row = {"tokens": len(took), "tokens_per_s": 1e3 / ms, "ms_per_token": ms, "mb_per_token": 1e3 * gb}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def _bench(args) -> None:
 
     names = "models layers slots routing minutes quick device tiny gamma seed tokens static".split()
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    result = bench(Options(**given), progress=sys.stderr.isatty())
+    keep = functools.partial(write, args.json, say=False)  # after each row: nothing is lost when something fails
+    result = bench(Options(**given), progress=sys.stderr.isatty(), keep=keep)
     print(report(result, terminal.table))
     write(args.json, result)
 

@@ -5,6 +5,7 @@ Where the clock is simulated (no card) every figure is, and the row says so.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from ..runtime.offload import offload
 from ..runtime.replay import replay
 from ..trace import Trace
 from ..vocabulary import MobileError
+from .bounds import Yardstick, bounds
 from .scripted import Recording
 
 SHARES = (0.11, 0.21)  # of tokens that fall back, in the paper (arXiv 2510.12357)
@@ -44,15 +46,6 @@ class Job:
     forget: bool = False
     alone: bool = False
     static: bool = False
-
-
-@dataclass
-class Yardstick:
-    """What rows of one model are held against: the link's rate, and seconds of a token's computation alone."""
-
-    link_gb_per_s: float
-    big_s: float | None = None
-    little_s: float | None = None
 
 
 @dataclass
@@ -100,12 +93,11 @@ ALONE, ALONE_LITTLE = "computing K alone", "computing K/2 alone"
 def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float) -> dict:
     """Writes tokens for about `seconds` (at least LEAST of them) and returns the row.
 
-    Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, hit_rate, time; link_bound_ms (bytes over
-    the rate of the same run) and over_link_bound; bound_ms (the larger of link and computation where needs are known
-    ahead, else their sum) and over_bound; overlap (part of the smaller of copying and computing that lay within the
-    other) and link_busy (part of the time in which something was copied); waits, launches (kernels that ran) and calls
-    (how often the host launched a kernel or a graph of them) a token, None without a card; predicted_ms (`replay` of
-    the same routing on the card's own rates) and predicted_over_ms.
+    Keys: tokens, fallback_ratio, tokens_per_s, ms_per_token, mb_per_token, hit_rate, time; those of `bounds`; overlap
+    (part of the smaller of copying and computing that lay within the other) and link_busy (part of the time in which
+    something was copied); waits, launches (kernels that ran) and calls (how often the host launched a kernel or a graph
+    of them) a token, None without a card; predicted_ms (`replay` of the same routing on the card's own rates) and
+    predicted_over_ms. Scripted fallbacks come in whole periods: of nine tokens one where the share is 11 %.
     """
     static = setting.prompt.shape[1] + _most(setting) if job.static else None
     with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry, static=static) as engine:
@@ -121,7 +113,7 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
     whole = Trace(trace.conditions, [done for done in trace.passes if done.step <= len(took)])
     row = {"tokens": len(took), "tokens_per_s": len(took) / sum(took), "ms_per_token": 1e3 * sum(took) / len(took)}
     if not job.alone:
-        row |= _bytes(whole, job, yardstick, row["ms_per_token"]) | _lanes(whole, sum(took))
+        row |= _bytes(whole) | bounds(whole, job.config, yardstick) | _lanes(whole, sum(took))
         row |= _predicted(whole, job, engine, row["ms_per_token"])
     return row | counted | {"time": trace.conditions["time"], "page_locked": trace.conditions["page_locked"]}
 
@@ -133,15 +125,21 @@ def _write(engine, job: Job, setting: Setting, seconds: float) -> tuple[list[flo
     took: list[float] = []
     try:
         next(words)
-        begun = time.perf_counter()
-        while len(took) < setting.most and (len(took) < LEAST or time.perf_counter() - begun < seconds):
-            if job.forget:
-                engine._server.scheduler.cache.clear()
-            took.append(next(words).seconds)
+        begun, period = time.perf_counter(), _period(job, setting.most)
+        while len(took) + period <= setting.most and (len(took) < LEAST or time.perf_counter() - begun < seconds):
+            for _ in range(period):
+                if job.forget:
+                    engine._server.scheduler.cache.clear()
+                took.append(next(words).seconds)
         counted = _counted(words, engine) if engine.measured and torch.cuda.is_available() else {}
     finally:
         words.close()
     return took, {"waits": None, "launches": None, "calls": None} | counted
+
+
+def _period(job: Job, most: int) -> int:
+    """Tokens that are timed together: as many as one scripted fallback comes in, so that every row has its share."""
+    return min(most, round(1 / job.config.keep.share)) if isinstance(job.config.keep, Scheduled) else 1
 
 
 def _most(setting: Setting) -> int:
@@ -161,6 +159,8 @@ def _counted(words, engine) -> dict:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     waits = sum(WAITED in str(warning.message) for warning in seen) / COUNTED
+    for name, value in (("TEARDOWN_CUPTI", "0"), ("DISABLE_CUPTI_LAZY_REINIT", "1")):
+        os.environ.setdefault(name, value)  # a profiler that is begun anew can crash beside CUDA graphs, torch says
     try:
         with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
             for _ in range(COUNTED):
@@ -200,20 +200,10 @@ def _copy_nothing(engine) -> None:
         server.link.fetch_s = server.link.fetch_s * 0
 
 
-def _bytes(trace: Trace, job: Job, yardstick: Yardstick, ms: float) -> dict:
+def _bytes(trace: Trace) -> dict:
     steps = trace.to_frame("steps")
-    moved, fallback = metrics.bytes_per_token(steps), metrics.fallback_ratio(steps)
-    link_ms = 1e3 * moved / (yardstick.link_gb_per_s * 1e9)
-    row = {"fallback_ratio": fallback, "hit_rate": metrics.hit_rate(steps), "mb_per_token": moved / 1e6}
-    row |= {"link_bound_ms": link_ms, "over_link_bound": ms / link_ms if link_ms else None}
-    if yardstick.big_s is not None and yardstick.little_s is not None:
-        little = job.config.two_passes or job.system == "all little"
-        share = fallback if job.config.two_passes else float(not little)
-        compute_ms = 1e3 * (little * yardstick.little_s + share * yardstick.big_s)
-        ahead = not isinstance(job.config.prefetch, Nothing)
-        bound = max(link_ms, compute_ms) if ahead else link_ms + compute_ms
-        row |= {"compute_ms": compute_ms, "bound_ms": bound, "over_bound": ms / bound}
-    return row
+    found = {"fallback_ratio": metrics.fallback_ratio(steps), "hit_rate": metrics.hit_rate(steps)}
+    return found | {"mb_per_token": metrics.bytes_per_token(steps) / 1e6}
 
 
 def _lanes(trace: Trace, seconds: float) -> dict:
@@ -236,4 +226,4 @@ def _predicted(trace: Trace, job: Job, engine, ms: float) -> dict:
     return {"predicted_ms": predicted, "predicted_over_ms": predicted / ms}
 
 
-__all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "Yardstick", "calls_of", "jobs", "launches_of", "run"]
+__all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "calls_of", "jobs", "launches_of", "run"]

@@ -15,6 +15,8 @@ COLUMNS = {  # heading -> key, format
     "x": ("over_link_bound", "{:.2f}"),
     "bound, ms": ("bound_ms", "{:.1f}"),
     "x bound": ("over_bound", "{:.2f}"),
+    "big pass, ms": ("big_pass_ms", "{:.1f}"),
+    "x its bound": ("over_big_pass_bound", "{:.2f}"),
     "overlap": ("overlap", "{:.0%}"),
     "link busy": ("link_busy", "{:.0%}"),
     "waits": ("waits", "{:.0f}"),

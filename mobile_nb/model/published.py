@@ -100,9 +100,8 @@ def random_published(
         dtype = torch.float32 if device.type == "cpu" else own_half(torch.bfloat16, device)
     model = skeleton(config, dtype)
     layouts = expert_layouts(model)
-    needed, room = sum(count * layout.nbytes for _, count, layout in layouts.values()) / 1e9, host_room_gb()
-    if room is not None and needed > 0.95 * room:
-        most = int(0.9 * room / needed * len(layouts))
+    needed, room, most = _fits(layouts)
+    if most is not None:
         raise MobileError(
             f"the experts of {name} take {needed:.1f} GB of host memory, and {room:.1f} GB are free: keep its first "
             f"{most} layers (--layers {most}), or free memory."
@@ -134,10 +133,22 @@ def random_published(
     return model
 
 
+def _fits(layouts: dict) -> tuple[float, float | None, int | None]:
+    """GB of all experts, GB that are free on the host, and how many layers that is enough for: None for all."""
+    needed, room = sum(count * layout.nbytes for _, count, layout in layouts.values()) / 1e9, host_room_gb()
+    short = room is not None and needed > 0.95 * room
+    return needed, room, int(0.9 * room / needed * len(layouts)) if short else None
+
+
+def layers_that_fit(name: str, *, tiny: bool = False) -> int | None:
+    """The first so many layers whose experts the host has memory for in half precision; None for all of them."""
+    return _fits(expert_layouts(skeleton(published_config(name, tiny=tiny), torch.bfloat16)))[2]
+
+
 def layers_said(name: str, model) -> str:
     """How many of a published model's MoE layers this one has."""
     whole_model, kept = Geometry.of(name).moe_layers, len(expert_layouts(model))
     return f"all {kept} MoE layers" if kept == whole_model else f"the first {kept} of {whole_model} MoE layers"
 
 
-__all__ = ["PUBLISHED", "layers_said", "published_config", "random_published"]
+__all__ = ["PUBLISHED", "layers_said", "layers_that_fit", "published_config", "random_published"]

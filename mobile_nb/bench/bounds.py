@@ -1,0 +1,54 @@
+"""What a run's bytes and arithmetic take at least, pass by pass: a pass whose needs are known ahead can copy while it
+computes, one on demand does first the one and then the other. Knows nothing about how a run was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..analysis import metrics
+from ..policies import Nothing
+from ..runtime.config import MobileConfig
+from ..trace import Trace
+
+
+@dataclass
+class Yardstick:
+    """What rows of one model are held against: the link's rate, and seconds of a token's computation alone."""
+
+    link_gb_per_s: float
+    big_s: float | None = None
+    little_s: float | None = None
+
+
+def bounds(trace: Trace, config: MobileConfig, yardstick: Yardstick) -> dict:
+    """A token's figures in milliseconds, after the prompt.
+
+    Keys: link_bound_ms, bytes over the link's rate, and over_link_bound, the time over it. Where computation alone is
+    known: compute_ms; bound_ms, the mean over tokens of the sum over passes of the larger of both where needs are known
+    ahead (the big pass after an eviction; a gate that is read ahead), else of their sum; over_bound; and of the big
+    passes after an eviction by themselves, where their needs are known: big_pass_ms, big_pass_bound_ms,
+    over_big_pass_bound.
+    """
+    steps, passes = trace.to_frame("steps"), metrics.decoded(trace.to_frame("passes"))
+    rate, ms = yardstick.link_gb_per_s * 1e9, 1e3 * metrics.seconds_per_token(steps)
+    link_ms = 1e3 * metrics.bytes_per_token(steps) / rate
+    found = {"link_bound_ms": link_ms, "over_link_bound": ms / link_ms if link_ms else None}
+    if yardstick.big_s is None or yardstick.little_s is None:
+        return found
+    big = passes["mode"] == "big"
+    link_s, compute_s = passes["bytes_moved"] / rate, big * yardstick.big_s + ~big * yardstick.little_s
+    known = not isinstance(config.prefetch, Nothing)  # of each big pass, or where there is no other of each pass
+    least_s = link_s + compute_s
+    if known:
+        least_s = link_s.combine(compute_s, max).where(big if config.two_passes else big | True, least_s)
+    bound_ms = 1e3 * least_s.sum() / len(metrics.decoded(steps))
+    found |= {"compute_ms": 1e3 * compute_s.sum() / len(metrics.decoded(steps)), "bound_ms": bound_ms}
+    found |= {"over_bound": ms / bound_ms}
+    if known and config.two_passes and big.any():
+        took, least = (1e3 * values[big].mean() for values in (passes["seconds"], least_s))
+        found |= {"big_pass_ms": took, "big_pass_bound_ms": least, "over_big_pass_bound": took / least}
+    return found
+
+
+__all__ = ["Yardstick", "bounds"]
