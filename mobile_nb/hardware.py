@@ -6,6 +6,7 @@ nominal rate that copies from page-locked memory usually reach (about 80 %); `Ha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 from .files import data_path
 from .vocabulary import MobileError, number, whole
+
+SQUARE = 6144  # rows and columns of the matrices that a card's rate is read off
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,23 @@ def _measure(where) -> Hardware:
     """Reads a CUDA device (torch.device); every rate is the best of five after a warm-up."""
     import torch
 
-    with torch.cuda.device(where):  # events are recorded on the streams of the current device
-        return _measure_current(where)
+    try:
+        with torch.cuda.device(where):  # events are recorded on the streams of the current device
+            return _measure_current(where)
+    except torch.OutOfMemoryError as problem:
+        raise MobileError(f"{where} lacks the 0.5 GB that measuring it takes: free memory there.") from problem
 
 
 def _measure_current(where) -> Hardware:
     import torch
 
-    host = torch.empty(256 << 20, dtype=torch.uint8).pin_memory()
-    card = torch.empty_like(host, device=where)
-    small_host, small_card = host[:4096], card[:4096]
-    a = torch.randn(8192, 8192, dtype=torch.float16, device=where)
-    link = _seconds(lambda: card.copy_(host, non_blocking=True))
+    host = torch.empty(64 << 20, dtype=torch.uint8)
+    with contextlib.suppress(RuntimeError):  # the system allows no more: then arenas are pageable too
+        host = host.pin_memory()
+    card = torch.empty(256 << 20, dtype=torch.uint8, device=where)  # more than a card caches
+    part, small_host, small_card = card[: host.numel()], host[:4096], card[:4096]
+    a = torch.randn(SQUARE, SQUARE, dtype=torch.float16, device=where)
+    link = _seconds(lambda: part.copy_(host, non_blocking=True))
     latency = _seconds(lambda: small_card.copy_(small_host, non_blocking=True), repeat=100)
     memory = _seconds(lambda: card.add_(1))
     compute = _seconds(lambda: a @ a)
@@ -118,7 +126,7 @@ def _measure_current(where) -> Hardware:
         name=properties.name,
         link_gb_per_s=host.numel() / link / 1e9,
         memory_gb_per_s=2 * card.numel() / memory / 1e9,
-        tflops=2 * 8192**3 / compute / 1e12,
+        tflops=2 * SQUARE**3 / compute / 1e12,
         device_gb=properties.total_memory / 1e9,
         link_latency_s=latency,
         launch_s=launch,

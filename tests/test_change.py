@@ -127,7 +127,7 @@ def test_a_block_that_ends_in_the_middle_of_a_token_says_so():
             said.append(str(problem))
 
     with offload(model, replace(systems.on_demand(), slots=2)) as engine:
-        move = engine._server._move
+        move = engine._server.link.mover
 
         def slow(*arguments):
             inside.set()

@@ -79,7 +79,7 @@ def leave_by_criterion(engine):
 
 def leave_in_the_middle_of_a_copy(engine):
     """The weights are in the slot, and nobody has noted it: the second copy after the prompt."""
-    server, real = engine._server, engine._server._move
+    server, real = engine._server, engine._server.link.mover
     calls = []
 
     def interrupted(at, expert, slot):
@@ -133,9 +133,10 @@ def test_a_generation_after_a_failed_one_is_exact(leave, slots):
     model = make()
     wanted = plain(model, prompt(seed=8), NEW)
     with offload(model, systems.mobile(gamma=1.1, slots=slots)) as engine:
+        mover = engine._server.link.mover
         with pytest.raises((Oops, KeyboardInterrupt)):
             leave(engine)
-        engine._server.link.mover = engine._server._move
+        engine._server.link.mover = mover
         done = len(engine.trace.passes)
         assert engine.generate(prompt(seed=8), max_new_tokens=NEW, **GREEDY).token_ids == wanted
         assert [p.mode for p in engine.trace.passes[done:]] == ["prompt"] + ["little", "big"] * (NEW - 1)

@@ -414,7 +414,7 @@ def test_slots_that_take_what_is_left_leave_room_for_the_cache(monkeypatch):
             if length == 200:
                 engine.generate(prompt(), max_new_tokens=2, **GREEDY)
                 keys = [layer.keys for layer in engine._static.cache.layers]
-        room[length] = Offloaded(model, static=length)._room()
+        room[length] = Offloaded(model, static=length).room()
     assert (
         room[None] - room[100] == room[100] - room[200] == sum(each.nbytes for each in keys)
     )  # keys and values, halved

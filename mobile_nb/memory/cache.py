@@ -154,19 +154,21 @@ class Cache:
     def _expected(self, rows: np.ndarray, layer: int, experts: np.ndarray) -> np.ndarray | None:
         return None if self.expected is None else np.take_along_axis(self.expected[rows, layer], experts, axis=1)
 
-    def put(
-        self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool
-    ) -> np.ndarray:
-        """Seats entries [R] in slots [R]. Returns who left [R], -1 for nobody. Evicting copies nothing back."""
+    def leave(self, rows: np.ndarray, layer: int, slots: np.ndarray) -> np.ndarray:
+        """Empties slots [R]. Returns who left [R], -1 for nobody. Evicting copies nothing back."""
         left = self.expert_in[rows, layer, slots]
         had = left >= 0
         self.slot_of[rows[had], layer, left[had]] = -1
+        self.expert_in[rows, layer, slots] = -1
+        return left
+
+    def put(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, *, prefetch: bool) -> None:
+        """Seats entries [R] in empty slots [R]."""
         self.expert_in[rows, layer, slots] = experts
         self.slot_of[rows, layer, experts] = slots
         self.last_used[rows, layer, slots] = self.fetched[rows, layer, slots] = self.tick[rows, layer]
         self.pledged[rows, layer, slots] = prefetch
         self.fresh[rows, layer, slots] = prefetch
-        return left
 
     def touch(self, rows: np.ndarray, layer: int, experts: np.ndarray, slots: np.ndarray, ranks) -> np.ndarray:
         """Marks entries [R] in slots [R], the `ranks`-th best of their request, as asked for.

@@ -10,10 +10,12 @@ launching belong to it.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
 
+from ..vocabulary import MobileError
 from .link import Mover
 from .wall import WallLink
 
@@ -26,15 +28,22 @@ class CudaLink(WallLink):
         device: the card.
     """
 
-    def __init__(self, layers: int, slots: int, mover: Mover, device: torch.device, *, window: int = 2):
-        super().__init__(layers, slots, mover, window=window)
+    def __init__(self, layers: int, slots: int, mover: Mover, device: torch.device):
+        super().__init__(layers, slots, mover)
         self.copy_stream = torch.cuda.Stream(device)
         self._compute_stream = self._born_in = torch.cuda.current_stream(device)  # slots are allocated on the latter
         self._released = [[None] * slots for _ in range(layers)]
         self._zero: tuple[torch.cuda.Event, float] | None = None
         self._begun: torch.cuda.Event | None = None
+        self._handing, self._closed = threading.Lock(), False
 
     def _start(self, layer: int, expert: int, slot: int) -> _Events:
+        with self._handing:
+            if self._closed:
+                raise MobileError("this link was closed: its slots were given back.")
+            return self._hand_out(layer, expert, slot)
+
+    def _hand_out(self, layer: int, expert: int, slot: int) -> _Events:
         zero, begin, end = self._origin(), _event(), _event()
         now = torch.cuda.current_stream(self.copy_stream.device)
         with torch.cuda.stream(self.copy_stream):
@@ -80,6 +89,13 @@ class CudaLink(WallLink):
         self._compute_stream.synchronize()
         super().settle()
         self._zero = None
+        for released in self._released:
+            released[:] = [None] * len(released)
+
+    def close(self) -> None:
+        with self._handing:  # a thread that still writes hands out no copy into memory that is given away
+            self._closed = True
+        super().close()
 
 
 @dataclass(slots=True)
@@ -97,6 +113,7 @@ class _Events:
     ended = over  # a card's copy does not fail alone
 
     def times(self) -> tuple[float, float]:
+        self.end.synchronize()
         begin = self.zero_s + self.zero.elapsed_time(self.begin) / 1e3
         return begin, begin + self.begin.elapsed_time(self.end) / 1e3
 

@@ -74,6 +74,11 @@ def _forget_the_refusal() -> None:
         torch.zeros(1, device="cuda")
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a card the current one, as what is locked, and the context for it, are the current card's; others pass."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def host_gb() -> float | None:
     """Memory of this machine, or of the container that it is."""
     try:
@@ -103,4 +108,4 @@ def host_room_gb() -> float | None:
     return room
 
 
-__all__ = ["host_gb", "host_memory", "host_room_gb"]
+__all__ = ["current", "host_gb", "host_memory", "host_room_gb"]

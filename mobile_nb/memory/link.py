@@ -27,7 +27,7 @@ class SimulatedLink:
         mover: called at every copy of a live run, so that slots hold real weights.
     """
 
-    asynchronous = False
+    asynchronous, window = False, 0  # nothing is handed out early: it is known what would have started by now
 
     def __init__(self, clock: VirtualClock, layers: int, slots: int, fetch_s: np.ndarray, mover: Mover | None = None):
         self.clock, self.mover = clock, mover

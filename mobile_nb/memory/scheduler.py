@@ -61,30 +61,27 @@ class Scheduler:
         Raises:
             MobileError: a layer or an expert that does not exist.
         """
-        chosen = np.zeros(len(self._all), dtype=bool)
-        chosen[self._all if rows is None else rows] = True
-        if instead:
-            self._forget(chosen)
-        for layer, expert in pairs_of(wanted, self.cache.layers, self.cache.entries):
-            self._wish(layer, expert, chosen)
-        self.pump(chosen)
+        chosen = np.isin(self._all, self._all if rows is None else rows)
+        pairs = pairs_of(wanted, self.cache.layers, self.cache.entries)
+        self._want([(*pair, chosen) for pair in pairs], chosen, instead)
 
     def want_each(self, wanted: Mapping[int, Iterable[Wanted]], *, instead: bool = False) -> None:
         """`want` for several configurations, each with its own list; equal wishes of the same rank wait together."""
         pairs = {row: pairs_of(each, self.cache.layers, self.cache.entries) for row, each in wanted.items()}
         chosen = np.isin(self._all, list(pairs))
-        if instead:
-            self._forget(chosen)
-        for pair, rows in by_rank(pairs):
-            self._wish(*pair, np.isin(self._all, rows))
-        self.pump(chosen)
+        self._want([(*pair, np.isin(self._all, rows)) for pair, rows in by_rank(pairs)], chosen, instead)
 
-    def _forget(self, chosen: np.ndarray) -> None:
-        """Drops what still waits for the link in the configurations `chosen` [C]."""
+    def _want(self, wishes: Iterable[tuple[int, int, np.ndarray]], chosen: np.ndarray, instead: bool) -> None:
+        if instead:  # what still waits for the link is dropped
+            self.pump(chosen)
+            for entry in self._queue:
+                entry.pending &= ~chosen
+            self._queue = [entry for entry in self._queue if entry.pending.any()]
+        for layer, expert, rows in wishes:
+            self._wish(layer, expert, rows)
+            if self.link.asynchronous and len(self._queue) == 1:  # it sets out while the others are written down
+                self.pump()
         self.pump(chosen)
-        for entry in self._queue:
-            entry.pending &= ~chosen
-        self._queue = [entry for entry in self._queue if entry.pending.any()]
 
     def _wish(self, layer: int, expert: int, chosen: np.ndarray) -> None:
         """Keeps one expert in the configurations `chosen` [C] where it is there, and queues it in the others."""
@@ -101,7 +98,9 @@ class Scheduler:
         if self._missing:
             return
         for entry in self._queue:
-            rows = self._all[entry.pending & among & self.link.can_start(entry.since)]
+            if not (free := self.link.can_start(entry.since))[0] and self.link.asynchronous:
+                break
+            rows = self._all[entry.pending & among & free]
             if rows.size:
                 entry.pending[rows] = False
                 rows = rows[self.cache.slot_of[rows, entry.layer, entry.expert] < 0]
@@ -204,13 +203,14 @@ class Scheduler:
             return rows, slots
         self.counts["wasted"][rows[self.cache.fresh[rows, layer, slots]], layer] += 1
         self.fetches[rows, layer, experts // self.cache.experts] += 1
+        left = self.cache.leave(rows, layer, slots)  # and nobody is there until the copy was handed out
         begin, end = self.link.fetch(rows, layer, experts, slots, since[rows])
-        left = self.cache.put(rows, layer, experts, slots, prefetch=not demand)
+        self.cache.put(rows, layer, experts, slots, prefetch=not demand)
         if self.record:
-            kind = "demand" if demand else "prefetch"
             form, expert = divmod(int(experts[0]), self.cache.experts)
             gone = int(left[0]) % self.cache.experts if left[0] >= 0 else -1
-            copy = Copy(kind, layer, expert, int(slots[0]), gone, float(begin[0]), float(end[0]), form)
+            kind, when = "demand" if demand else "prefetch", (float(begin[0]), float(end[0]))
+            copy = Copy(kind, layer, expert, int(slots[0]), gone, *when, form)
             self._copies.append(copy)
             self.link.remember(copy)
         return rows, slots

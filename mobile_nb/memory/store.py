@@ -171,12 +171,17 @@ def room_for(slots: np.ndarray, nbytes: list[int], device: torch.device) -> Iter
     except RuntimeError as problem:
         if not isinstance(problem, torch.OutOfMemoryError) and not any(words in str(problem) for words in FULL):
             raise
-        each, gb = slots.sum(axis=1), (slots @ nbytes).sum() / 1e9
-        most = each.max() if (each == each[0]).all() else f"up to {each.max()}"
-        raise MobileError(
-            f"{device} has no room for {most} slots in each of {len(slots)} layers ({gb:.3g} GB): give fewer slots, a "
-            "smaller budget_gb, or free memory there first."
-        ) from problem
+        raise no_room(slots, nbytes, device) from problem
 
 
-__all__ = ["Arena", "Layout", "Slots", "new_blocks", "room_for"]
+def no_room(slots: np.ndarray, nbytes: list[int], device: torch.device) -> MobileError:
+    """What to say where a device cannot hold them; the arguments are those of `room_for`."""
+    each, gb = slots.sum(axis=1), (slots @ nbytes).sum() / 1e9
+    most = each.max() if (each == each[0]).all() else f"up to {each.max()}"
+    return MobileError(
+        f"{device} has no room for {most} slots in each of {len(slots)} layers ({gb:.3g} GB): give fewer slots, a "
+        "smaller budget_gb, or free memory there first."
+    )
+
+
+__all__ = ["Arena", "Layout", "Slots", "new_blocks", "no_room", "room_for"]

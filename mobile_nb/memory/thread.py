@@ -21,8 +21,8 @@ class ThreadLink(WallLink):
         MobileError: when a copy failed (a file that went away, say), at the computation that needs it.
     """
 
-    def __init__(self, layers: int, slots: int, mover: Mover, *, window: int = 2):
-        super().__init__(layers, slots, mover, window=window)
+    def __init__(self, layers: int, slots: int, mover: Mover):
+        super().__init__(layers, slots, mover)
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._worker = threading.Thread(target=_work, args=(self._jobs, self.clock), daemon=True, name="mobile_nb link")
         self._worker.start()

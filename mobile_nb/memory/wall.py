@@ -17,6 +17,7 @@ from ..trace import Copy
 from .link import Mover
 
 _UNKNOWN = np.array([np.nan])  # when a copy begins and ends is known after it: see `settle`
+GUESSED, KNOWN = 4, 8  # windows: of wishes that may be wrong, and of a pass whose needs are known ahead
 MANY = 4096  # records whose times are not known yet, from which on those that are over are completed
 
 
@@ -42,15 +43,18 @@ class WallLink(ABC):
     Args:
         layers, slots: L and S.
         mover: carries out one copy.
-        window: prefetches that may be handed out and not be over, at a time.
+
+    Attributes:
+        window: prefetches that may be handed out and not be over, at a time. They must last until the host is back: it
+            waits for each layer's routing, and copies of the next layers are all that the link has meanwhile.
 
     `ready` holds, in place of seconds, the number of the copy that fills a slot: 0 once it is known to be there.
     """
 
     asynchronous = True
 
-    def __init__(self, layers: int, slots: int, mover: Mover, *, window: int = 2):
-        self.clock, self.mover, self.window = WallClock(), mover, window
+    def __init__(self, layers: int, slots: int, mover: Mover):
+        self.clock, self.mover, self.window = WallClock(), mover, GUESSED
         self.ready = np.zeros((1, layers, slots))
         self.copying_s = np.zeros(1)
         self._arrival: list[list[Ticket | None]] = [[None] * slots for _ in range(layers)]
@@ -79,11 +83,12 @@ class WallLink(ABC):
         self._number += 1
         self.ready[0, layer, slot] = self._number
         self._arrival[layer][slot] = self._last = ticket
-        self._under_way.append(ticket)
         return _UNKNOWN, _UNKNOWN
 
     def remember(self, copy: Copy) -> None:
         self._open.append((copy, self._last))
+        if copy.kind == "prefetch":
+            self._under_way.append(self._last)
         if len(self._open) > MANY:  # a card's events are not without limit
             self._open = [each for each in self._open if not (each[1].over() and self._complete(*each))]
 
@@ -160,4 +165,4 @@ class WallLink(ABC):
         self.settle()
 
 
-__all__ = ["Ticket", "WallLink"]
+__all__ = ["GUESSED", "KNOWN", "Ticket", "WallLink"]

@@ -35,15 +35,20 @@ class DecodedExperts:
         self._numbers = torch.arange(len(blocks), device=blocks.device)
         self._rows = torch.arange(len(scratch.blocks), device=blocks.device)
 
-    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor | list[int], weights: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden, slots: torch.Tensor | list[int], weights, used: dict[int, int] | None = None):
+        """`used` says of each slot in `slots` how often it is there, so that nobody has to ask the device for it."""
         if len(hidden) == 1:
             slots = listed(self._numbers, slots) if isinstance(slots, list) else slots[0]
             self._decode(slots)
             return self._inner(hidden, list(range(len(slots))), weights)
-        out, used = torch.zeros_like(hidden), slots.unique()
-        for some in used.split(len(self._scratch)):
+        if used is None:
+            used = dict(zip(*(part.tolist() for part in slots.unique(return_counts=True)), strict=True))
+        out, several = torch.zeros_like(hidden), len(self._scratch)
+        for few in (list(used)[at : at + several] for at in range(0, len(used), several)):
+            some = listed(self._numbers, few)
             there = slots[..., None] == some  # [T, K, R]
-            token, position = torch.nonzero(there.any(dim=-1), as_tuple=True)
+            pairs = torch.nonzero_static(there.any(dim=-1), size=sum(used[slot] for slot in few))
+            token, position = pairs.unbind(dim=1)
             self._decode(some)
             rows = self._rows[there[token, position].int().argmax(dim=-1)]
             part = self._inner(hidden[token], rows[:, None], weights[token, position][:, None])
@@ -161,13 +166,13 @@ class Pools:
             slots = listed(numbers, [slot for _, slot in some])
             slot_of = torch.full_like(numbers, -1)
             slot_of[ids.long()] = slots
+            used = {slot: wanted[entry % self._count] for entry, slot in some}
             if len(some) == len(wanted):  # the only one
-                return compute(hidden, slot_of[index], weights)
+                return compute(hidden, slot_of[index], weights, used)
             slot = slot_of[index]  # [T, K], -1 for experts of other waves
-            size = sum(wanted[entry % self._count] for entry, _ in some)
-            token, position = torch.nonzero_static(slot >= 0, size=size).unbind(dim=1)
+            token, position = torch.nonzero_static(slot >= 0, size=sum(used.values())).unbind(dim=1)
             pairs = slot[token, position][:, None], weights[token, position][:, None]
-            out.index_add_(0, token, compute(hidden[token], *pairs))
+            out.index_add_(0, token, compute(hidden[token], *pairs, used))
         return out
 
     def _parts(self, wave: list[tuple[int, int]]) -> Iterator[tuple[object, list[tuple[int, int]]]]:

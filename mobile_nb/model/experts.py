@@ -63,10 +63,11 @@ class SlotExperts:
             self._gate_up = slots.views["gate_up_proj"].unbind(0)  # S of [2I, H]
             self._down = slots.views["down_proj"].unbind(0)  # S of [H, I]
 
-    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor | list[int], weights: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, slots: torch.Tensor | list[int], weights, used=None) -> torch.Tensor:
         """hidden [T, H], slot numbers [T, K], weights [T, K] -> weighted sum of the experts' outputs [T, H].
 
-        Of one token the slot numbers may be a list of K: then nobody has to ask the device for them.
+        Of one token the slot numbers may be a list of K: then nobody has to ask the device for them. `used` is for
+        slots that are decoded first: see `DecodedExperts`.
         """
         if self._short and len(hidden) == 1:
             if isinstance(slots, list):

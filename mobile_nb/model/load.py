@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..memory.host import current
 from ..vocabulary import MobileError
 from .checkpoint import Checkpoint
 from .find import STANDS_FOR, embedded, folder_of, why
@@ -108,7 +109,7 @@ def _streamed(name, config, checkpoint: Checkpoint, device, dtype, on_disk: bool
     model = skeleton(config, dtype, trust_remote_code=trust)
     if not type(model).__module__.startswith("transformers."):
         raise OtherLoader("code from the repository may do what it likes when it is loaded")
-    with contextlib.ExitStack() as stack:
+    with current(device), contextlib.ExitStack() as stack:
 
         def begin(amounts: Amounts) -> None:
             bar = stack.enter_context(_bar(name, amounts, device, progress))

@@ -185,13 +185,15 @@ class Engine:
             self._check_open()  # the block ended in the middle of a token: that is what went wrong
             raise
         finally:
-            if writing is not None:
-                writing.close()
-            self._server.give_up()
-            self._server.link.settle()
-            if self._server.gaps or self._server.passes != len(self.trace.passes):
-                self.trace.conditions["whole"] = False  # a replay would not meet the cache that this run left
-            self._writing.release()
+            try:
+                if writing is not None:
+                    writing.close()
+                self._server.give_up()
+                self._server.link.settle()
+                if self._server.gaps or self._server.passes != len(self.trace.passes):
+                    self.trace.conditions["whole"] = False  # a replay would not meet the cache that this run left
+            finally:
+                self._writing.release()
 
     def _close(self) -> None:
         self._open = False

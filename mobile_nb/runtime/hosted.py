@@ -32,12 +32,12 @@ class HostUnit:
         """Takes hidden [1, H] and the weights [1, h] of experts `ids` of a layer to the host. Returns what computes
         their weighted sum [1, H] there and brings it back, to be called once the device has its work."""
         compute, here, heavy = self._of(at), hidden.to("cpu"), weights.to("cpu")
-        return lambda: compute(here, ids, heavy).to(hidden.device)
+        return lambda: compute(here, ids, heavy).to(hidden.device, non_blocking=True)
 
     def take_several(self, at: int, hidden, index, weights, ids: list[int]) -> Callable[[], torch.Tensor]:
         """The same of several tokens: hidden [T, H], index and weights [T, K], of which `ids` are the host's."""
         compute, *here = self._of(at).several, *(each.to("cpu") for each in (hidden, index, weights))
-        return lambda: compute(*here, ids).to(hidden.device)
+        return lambda: compute(*here, ids).to(hidden.device, non_blocking=True)
 
     def _of(self, at: int) -> HostExperts:
         if at not in self._experts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from ..costs import Costs
 from ..hardware import Geometry, Hardware
 from ..memory.codecs import coded
 from ..memory.disk import HostCache
+from ..memory.host import current
 from ..memory.link import SimulatedLink
-from ..memory.store import Layout
+from ..memory.store import Layout, no_room
 from ..memory.thread import ThreadLink
 from ..model.adapters import find_layers, geometry_of
 from ..model.context import cache_bytes
@@ -46,6 +49,9 @@ class Offloaded:
         self.files = any(getattr(layer.experts, "on_disk", None) is not None for layer in self.layers)
         if self.files and self.device.type == "cuda":
             raise MobileError("experts are read from disk into host memory only: load the model with device='cpu'.")
+        cards = sorted({str(p.device) for p in model.parameters() if p.device.type == "cuda"})
+        if len(cards) > 1:
+            raise MobileError(f"the model lies on {' and '.join(cards)}: one device computes, so load it onto one.")
         own, self.own = geometry_of(model, self.layers), geometry is None
         self.geometry = own if self.own else found(Geometry, geometry, Geometry.of)
         self.host_cache = None if host_gb is None else HostCache(number("host_gb", host_gb, low=0))
@@ -62,27 +68,47 @@ class Offloaded:
         if not isinstance(config, MobileConfig):
             raise TypeError(f"config must be a MobileConfig, such as systems.mobile() returns, got {config!r}.")
         server, chosen = self._server(config, hardware)
-        before, self.server = self.server, server
+        before, arenas = self.server, []
         try:
-            server.install([] if before is None else before.leave())
+            if before is not None:
+                arenas = before.leave()
+            self.server = server
+            with self._plainly():
+                server.install(arenas)
             self.model.eval()
             about = self._conditions(server, *chosen)
         except BaseException:
             if before is not None:
-                self.server = before
-                before.install(server.leave())
+                if arenas:
+                    server.leave()
+                    self.server = before
+                    with self._plainly():
+                        before.install(arenas)
                 server.link.close()
             raise
         if before is not None:
             before.link.close()
         return server, Trace(about)
 
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """What is allocated inside may be written later by any thread, and is locked for the card that is used."""
+        with current(self.device), torch.inference_mode(False), torch.no_grad():
+            yield
+
     def restore(self) -> None:
         """Gives the model back as it was."""
-        if self.server is not None:
+        try:
+            if self.server is not None:
+                self.server.remove()
+        except BaseException:  # Ctrl-C, again: the weights come first
             self.server.remove()
-        for module, flag in self._training:
-            module.training = flag
+            raise
+        finally:
+            for module, flag in self._training:
+                module.training = flag
+            if self.device.type == "cuda":  # slots go back to the card, for other programs too
+                torch.cuda.empty_cache()
 
     def _server(self, config: MobileConfig, hardware: Hardware | str | None) -> tuple[Server, tuple]:
         """A server that is not installed yet, its number of slots, and where that comes from."""
@@ -100,12 +126,15 @@ class Offloaded:
         moved = travelling(config.codec, self.layers[0], self.geometry, self.own, sizes)
         costs = Costs(hardware, self.geometry, layers, moved)
         if cuda and not simulate:
-            free_gb = 0.9 * self._room() / 1e9
+            free_gb = 0.9 * self.room() / 1e9
         else:
             free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
         experts = self.layers[0].num_experts
         slots, chosen = choose_slots(config, self.geometry, experts, free_gb, sizes)
-        pools = Forms(config.codec, layers, experts).sizes(slots).max(axis=0)  # [F]
+        wanted = Forms(config.codec, layers, experts).sizes(slots)  # [L, F]
+        if cuda and not simulate:
+            self._check_room(wanted, sizes)
+        pools = wanted.max(axis=0)  # [F]
         most = int(pools.sum())
 
         def make_link(mover):
@@ -122,7 +151,7 @@ class Offloaded:
         server.host_cache = self.host_cache
         return server, (slots, chosen)
 
-    def _room(self) -> int:
+    def room(self) -> int:
         """Bytes of the card that slots may take: what is free, what torch keeps for reuse, and what will be freed, less
         the static cache that the first text will make."""
         free = torch.cuda.mem_get_info(self.device)[0]
@@ -134,6 +163,21 @@ class Offloaded:
             free -= cache_bytes(skeleton(copy.deepcopy(self.model.config), self.model.dtype), self._static)
         return free + sum(p.nbytes for p in own if p.device == self.device)
 
+    def _check_room(self, slots: np.ndarray, sizes: tuple[float | None, ...]) -> None:
+        """Refuses slots [L, F] beforehand: some drivers take host memory for what a card cannot hold, and say nothing.
+
+        Raises:
+            MobileError: there is no room for them.
+        """
+        nbytes = [self.layout.nbytes if size is None else round(size * self.layout.weights) for size in sizes]
+        if (slots @ nbytes).sum() > self.room():
+            raise no_room(slots, nbytes, self.device)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Of one expert; read once, as parameters that lay on a card are empty while arenas hold the weights."""
+        return Layout.of(self.layers[0].experts, self.layers[0].num_experts)
+
     def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:
         """Bytes a weight of each form: as blocks really are, or as the form says where another model is timed."""
         if self.files and not isinstance(config.codec, Full):
@@ -141,7 +185,7 @@ class Offloaded:
                 f"experts that stay on disk travel as they lie there: codec must be Full(), got {config.codec!r}."
             )
         if self.own:
-            return coded(config.codec, Layout.of(self.layers[0].experts, self.layers[0].num_experts))
+            return coded(config.codec, self.layout)
         if isinstance(config.codec, Channels):
             return (config.codec.held(self.geometry.bytes_per_weight),)
         return tuple(form.bytes_per_weight for form in config.codec.forms)

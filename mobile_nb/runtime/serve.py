@@ -16,6 +16,7 @@ from ..costs import Costs
 from ..memory.cache import Cache
 from ..memory.disk import DiskArena, HostCache, arena_of
 from ..memory.store import Arena
+from ..memory.wall import GUESSED, KNOWN
 from ..model.adapters import MoELayer
 from ..model.experts import OffloadedExperts, best, picked
 from ..policies.miss.ask import Host
@@ -47,7 +48,7 @@ class Server:
         self.arenas: list[Arena | DiskArena] = []
         self.host_cache: HostCache | None = None
         self._slots: list = []  # of each layer, `Pools` or what its codec takes
-        self.link = make_link(self._move)
+        self.link = make_link(lambda at, expert, slot: self._slots[at].copy_to(expert, slot))
         experts, top_k = layers[0].num_experts, layers[0].top_k
         self.forms = Forms(config.codec, len(layers), experts)
         self.pools = self.forms.sizes(slots)  # [L, F]
@@ -89,7 +90,7 @@ class Server:
             about = self.arenas[at], self.config.codec, cache, self._device, scratches
             self._slots.append(make_slots(layer, at, *about))
             for slot in np.flatnonzero(cache.shut[0, at] & (cache.expert_in[0, at] >= 0)):  # who stays for good
-                self._move(at, int(cache.expert_in[0, at, slot]), int(slot))
+                self._slots[at].copy_to(int(cache.expert_in[0, at, slot]), int(slot))
             layer.block.experts = OffloadedExperts(
                 lambda hidden, index, weights, at=at: self._serve(at, hidden, index, weights)
             )
@@ -106,11 +107,13 @@ class Server:
 
     def remove(self) -> None:
         """Gives the model back as it was; safe to call at any point of `install`, and twice."""
-        self.link.close()
-        for held in (self._slots, self._host):
-            held.clear()
-        for layer in self.layers:
-            layer.block.experts = layer.experts
+        try:
+            self.link.close()
+        finally:
+            for layer in self.layers:
+                layer.block.experts = layer.experts
+            for held in (self._slots, self._host, self._routed):
+                held.clear()
         while self.arenas:  # one at a time: the weights need not lie in memory twice
             self.arenas[-1].release()
             self.arenas.pop()
@@ -126,6 +129,7 @@ class Server:
         self.view.given.begin(mode, evicted is None)
         self._routed = self.view.calls = [[] for _ in self.layers]
         self._before = {name: count[0].copy() for name, count in self.scheduler.counts.items()}
+        self.link.window = KNOWN if self.view.evicted else GUESSED
         self.scheduler.begin_pass()
         self._prefetch(-1)
 
@@ -168,7 +172,8 @@ class Server:
         elif not layer.ranked:
             index, weights = best(index, weights, run, None, False, layer.scale)
         self.link.elapse(self.costs.layer_s(tokens))
-        if self._settled[at] or self._settle(at):
+        self._settled[at] = self._settled[at] or self.scheduler.settled(at)
+        if self._settled[at]:
             return self._hit(at, hidden, index, weights)
         if tokens > 1 or self.link.asynchronous:  # drafts have wishes; a real link goes on while a card is waited for
             self.scheduler.pump()
@@ -180,16 +185,13 @@ class Server:
             told = (sorted(weights[0].float().tolist(), reverse=True),)
         return counted(self.config.count, mode, at, k, *told)
 
-    def _settle(self, at: int) -> bool:
-        self._settled[at] = self.scheduler.settled(at)
-        return self._settled[at]
-
     def _hit(self, at: int, hidden, index, weights) -> torch.Tensor:
         """Every expert is on the device for good: expert e lives in slot e, and nothing needs to be looked up."""
         if len(hidden) == 1:
             amounts = [1] * index.shape[1]
         else:
             amounts = torch.unique(index, return_counts=True)[1].tolist()
+        self.link.begin_layer()
         self.scheduler.all_hit(at, len(amounts), self.costs.experts_s(amounts))
         return self._slots[at].first(hidden, index, weights)
 
@@ -242,9 +244,6 @@ class Server:
     def _prefetch(self, at: int) -> None:
         if self.mode not in (None, PROMPT) and not all(self._settled):
             consult(self.config, at, self.view, self.scheduler)
-
-    def _move(self, at: int, expert: int, slot: int) -> None:  # one block
-        self._slots[at].copy_to(expert, slot)
 
 
 __all__ = ["Server"]
