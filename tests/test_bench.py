@@ -17,13 +17,15 @@ from mobile_nb.__main__ import main
 from mobile_nb.bench import card as card_module
 from mobile_nb.bench import link as link_module
 from mobile_nb.bench import rows as rows_module
-from mobile_nb.bench.bounds import Yardstick, bounds
+from mobile_nb.bench.bounds import Yardstick, bounds, fitted
 from mobile_nb.bench.card import Options, bench
 from mobile_nb.bench.rivals import by_accelerate, tokens_by
 from mobile_nb.bench.rows import Job, Setting, calls_of, jobs, launches_of
 from mobile_nb.bench.scripted import Recording
 from mobile_nb.bench.shown import report, to_frame
+from mobile_nb.costs import Costs
 from mobile_nb.files import data_path
+from mobile_nb.hardware import Hardware
 from mobile_nb.memory.thread import ThreadLink
 from mobile_nb.model import published
 from mobile_nb.model.published import PUBLISHED, published_config, random_published
@@ -74,6 +76,7 @@ def test_what_the_simulator_predicts_of_a_simulated_row_is_the_row(rehearsed):
     assert len(told) == 6
     for row in told:
         assert row["predicted_over_ms"] == pytest.approx(1), row["system"]
+        assert row["fitted_over_ms"] == pytest.approx(1, rel=0.05), row["system"]
 
 
 def test_bounds_are_bounds_and_the_schedule_is_kept(rehearsed):
@@ -425,3 +428,16 @@ def test_a_gate_that_is_scripted_is_read_all_the_same(tiny):
         Recording.shipped(layers=4, experts=64, top_k=8, device=CPU).put_into(engine)
         engine.generate(prompt(4), max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert read == [1, 2, 3]
+
+
+def test_a_fitted_card_takes_for_computing_alone_what_it_took():
+    costs = Costs(Hardware.preset("rtx3060-pcie3"), Geometry.of("olmoe-1b-7b"), 16)
+
+    def alone(card, count):
+        there = replace(costs, hardware=card)
+        return 16 * (there.layer_s() + count * there.expert_s()) + there.head_s()
+
+    slow = replace(costs.hardware, launch_s=37e-6)
+    found = fitted(costs, 8, Yardstick(12.0, alone(slow, 8), alone(slow, 4)))
+    assert found.launch_s == pytest.approx(37e-6) and replace(found, launch_s=slow.launch_s) == slow
+    assert fitted(costs, 8, Yardstick(12.0, alone(slow, 8))) is None

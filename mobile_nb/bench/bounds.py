@@ -4,9 +4,11 @@ computes, one on demand does first the one and then the other. Knows nothing abo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..analysis import metrics
+from ..costs import Costs
+from ..hardware import Hardware
 from ..policies import Nothing
 from ..runtime.config import MobileConfig
 from ..trace import Trace
@@ -51,4 +53,21 @@ def bounds(trace: Trace, config: MobileConfig, yardstick: Yardstick) -> dict:
     return found
 
 
-__all__ = ["Yardstick", "bounds"]
+def fitted(costs: Costs, top_k: int, yardstick: Yardstick) -> Hardware | None:
+    """The card with a launch as long as this engine's are: so long that computing K and K/2 experts alone take, in the
+    mean of the two, what they took. `Hardware.measure` times launches back to back, and an engine has work between
+    them. None where computation alone is not known."""
+    if yardstick.big_s is None or yardstick.little_s is None:
+        return None
+
+    def alone(launch_s: float, count: int) -> float:
+        there = replace(costs, hardware=replace(costs.hardware, launch_s=launch_s))
+        return there.layers * (there.layer_s() + count * there.expert_s()) + there.head_s()
+
+    took = {top_k: yardstick.big_s, max(1, top_k // 2): yardstick.little_s}
+    slopes = {count: (alone(1e-6, count) - alone(0.0, count)) / 1e-6 for count in took}
+    found = [(seconds - alone(0.0, count)) / slopes[count] for count, seconds in took.items()]
+    return replace(costs.hardware, launch_s=max(0.0, sum(found) / len(found)))
+
+
+__all__ = ["Yardstick", "bounds", "fitted"]

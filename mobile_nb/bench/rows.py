@@ -15,13 +15,14 @@ import torch
 from .. import systems
 from ..analysis import metrics
 from ..analysis.spans import overlap, spans
+from ..hardware import Hardware
 from ..policies import Nothing, Scheduled
 from ..runtime.config import MobileConfig
 from ..runtime.offload import offload
 from ..runtime.replay import replay
 from ..trace import Trace
 from ..vocabulary import MobileError
-from .bounds import Yardstick, bounds
+from .bounds import Yardstick, bounds, fitted
 from .scripted import Recording
 
 SHARES = (0.11, 0.21)  # of tokens that fall back, in the paper (arXiv 2510.12357)
@@ -97,7 +98,8 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
     (part of the smaller of copying and computing that lay within the other) and link_busy (part of the time in which
     something was copied); waits, launches (kernels that ran) and calls (how often the host launched a kernel or a graph
     of them) a token, None without a card; predicted_ms (`replay` of the same routing on the card's own rates) and
-    predicted_over_ms. Scripted fallbacks come in whole periods: of nine tokens one where the share is 11 %.
+    predicted_over_ms; fitted_ms and fitted_over_ms, the same with launches as long as `fitted` finds them. Scripted
+    fallbacks come in whole periods: of nine tokens one where the share is 11 %.
     """
     static = setting.prompt.shape[1] + _most(setting) if job.static else None
     with offload(model, job.config, hardware=setting.hardware, geometry=setting.geometry, static=static) as engine:
@@ -114,7 +116,9 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
     row = {"tokens": len(took), "tokens_per_s": len(took) / sum(took), "ms_per_token": 1e3 * sum(took) / len(took)}
     if not job.alone:
         row |= _bytes(whole) | bounds(whole, job.config, yardstick) | _lanes(whole, sum(took))
-        row |= _predicted(whole, job, engine, row["ms_per_token"])
+        card = fitted(engine._server.costs, engine._server.layers[0].top_k, yardstick)
+        row |= _predicted(whole, job, engine, row["ms_per_token"], engine.hardware, "predicted")
+        row |= _predicted(whole, job, engine, row["ms_per_token"], card, "fitted")
     return row | counted | {"time": trace.conditions["time"], "page_locked": trace.conditions["page_locked"]}
 
 
@@ -214,16 +218,16 @@ def _lanes(trace: Trace, seconds: float) -> dict:
     return {"overlap": found["share"], "link_busy": found["link"] / seconds}
 
 
-def _predicted(trace: Trace, job: Job, engine, ms: float) -> dict:
-    """What the simulator says of the same routing, on the rates that were read on this card."""
-    if job.forget:
-        return {"predicted_ms": None, "predicted_over_ms": None}  # a replay does not forget
+def _predicted(trace: Trace, job: Job, engine, ms: float, card: Hardware | None, name: str) -> dict:
+    """What the simulator says of the same routing on a card's rates."""
+    row = {f"{name}_ms": None, f"{name}_over_ms": None}
+    if job.forget or card is None:
+        return row  # a replay does not forget
     try:
-        done = replay(trace, job.config, hardware=engine.hardware, geometry=engine.geometry)
+        done = replay(trace, job.config, hardware=card, geometry=engine.geometry)
     except MobileError as problem:
-        return {"predicted_ms": None, "predicted_over_ms": None, "not_predicted": str(problem)}
-    predicted = 1e3 * done.seconds_per_token
-    return {"predicted_ms": predicted, "predicted_over_ms": predicted / ms}
+        return row | {f"not_{name}": str(problem)}
+    return {f"{name}_ms": 1e3 * done.seconds_per_token, f"{name}_over_ms": 1e3 * done.seconds_per_token / ms}
 
 
 __all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "calls_of", "jobs", "launches_of", "run"]

@@ -23,6 +23,7 @@ COLUMNS = {  # heading -> key, format
     "launches": ("launches", "{:.0f}"),
     "calls": ("calls", "{:.0f}"),
     "predicted, ms": ("predicted_ms", "{:.1f}"),
+    "fitted, ms": ("fitted_ms", "{:.1f}"),
 }
 
 
