@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import FAMILIES, SHARD, save, shards
-from helpers import GREEDY, make, plain, prompt, refused
+from helpers import GREEDY, gap, make, plain, prompt, refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, dynamic_module_utils
 
@@ -53,7 +53,8 @@ def theirs(folder, dtype="auto", **named):
 
 @torch.no_grad()
 def same(ours, other, *, logits=True):
-    """Every parameter, buffer, flag and logit is equal."""
+    """Every parameter, buffer and flag is equal, and every logit but for rounding: where a matrix lies in
+    memory decides on some processors how its product is added up."""
     for mine, yours in (
         (dict(ours.state_dict()), dict(other.state_dict())),
         (dict(ours.named_buffers()), dict(other.named_buffers())),
@@ -66,7 +67,9 @@ def same(ours, other, *, logits=True):
         n: p.requires_grad for n, p in other.named_parameters()
     }
     assert type(ours) is type(other) and not any(module.training for module in ours.modules())
-    assert not logits or torch.equal(ours(prompt(9)).logits, other(prompt(9)).logits)
+    if logits:
+        wanted = other(prompt(9)).logits
+        assert gap(ours(prompt(9)).logits, wanted) <= 16 * torch.finfo(wanted.dtype).eps * wanted.abs().max()
 
 
 # -- the same model ------------------------------------------------------------------------------------------------
