@@ -83,6 +83,21 @@ def test_a_real_link_gets_prefetches_while_arrivals_are_computed():
     assert list(waves) == [] and not link.begun[6:]
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_nobody_makes_room_for_one_who_is_wished_for_with_him(real):
+    """Expert 3 has not been read for longest, and its wish comes after that of expert 7, for whom there is no slot."""
+    link = ByHand(2, 4, None) if real else SimulatedLink(VirtualClock(), 2, 4, np.array([FETCH]))
+    link.begun, link.landed = [], 0
+    scheduler = Scheduler(Cache(2, 8, np.array([4]), LRU()), link)
+    for expert in (3, 2, 1, 0):
+        list(scheduler.request(1, np.array([[expert]]), np.full((1, 1), WORK)))
+    scheduler.begin_pass()
+    scheduler.take_copies()
+    scheduler.want([Wanted(1, (0, 1, 7, 3))])
+    assert sorted(scheduler.cache.residents(1)) == [0, 1, 3, 7]
+    assert [(copy.expert, copy.evicted) for copy in scheduler.take_copies()] == [(7, 2)]
+
+
 def test_a_demand_overtakes_also_where_experts_take_turns():
     """One slot, a hit and a miss: what is wanted for later layers must not slip in between the two."""
     scheduler = machine(1)

@@ -83,7 +83,7 @@ class ChannelScheduler(Scheduler):
 
     def _wish(self, layer: int, expert: int, chosen: np.ndarray) -> None:
         super()._wish(layer, expert, chosen)
-        channels = None if layer == self._serving or self.foresee is None else self.foresee(layer, expert)
+        channels = None if self.foresee is None else self.foresee(layer, expert)
         if channels is None:
             return
         known = self._foreseen.setdefault((layer, int(expert)), np.zeros_like(channels))
@@ -132,13 +132,13 @@ class ChannelScheduler(Scheduler):
         if not rows.size:
             return
         begin, end = self.link.more(rows, layer, slots, self._seconds(amount), since[some])
-        self.there[rows, layer, slots] |= lacks
         self.fetches[rows, layer, 1] += amount
         if self.record:
             about = kind, layer, int(experts[0]), int(slots[0]), -1, float(begin[0]), float(end[0]), 1, int(amount[0])
             self._copies.append(Copy(*about))
         if self.fill is not None:
             self.fill(layer, int(experts[0]), int(slots[0]), lacks[0])
+        self.there[rows, layer, slots] |= lacks  # not before they are: a copy may be interrupted
 
 
 __all__ = ["ChannelScheduler"]

@@ -77,6 +77,11 @@ class Scheduler:
             for entry in self._queue:
                 entry.pending &= ~chosen
             self._queue = [entry for entry in self._queue if entry.pending.any()]
+        wishes = [wish for wish in wishes if wish[0] != self._serving]
+        for layer, expert, rows in wishes:  # before the first copy: none of them makes room for another
+            slot = self.cache.slot_of[:, layer, expert]
+            there = self._all[rows & (slot >= 0)]
+            self.cache.pledged[there, layer, slot[there]] = True
         for layer, expert, rows in wishes:
             self._wish(layer, expert, rows)
             if self.link.asynchronous and len(self._queue) == 1:  # it sets out while the others are written down
@@ -84,13 +89,8 @@ class Scheduler:
         self.pump(chosen)
 
     def _wish(self, layer: int, expert: int, chosen: np.ndarray) -> None:
-        """Keeps one expert in the configurations `chosen` [C] where it is there, and queues it in the others."""
-        if layer == self._serving:
-            return
-        slot = self.cache.slot_of[:, layer, expert]
-        there = self._all[chosen & (slot >= 0)]
-        self.cache.pledged[there, layer, slot[there]] = True
-        if (absent := chosen & (slot < 0)).any():
+        """Queues one expert in those of the configurations `chosen` [C] where it is not there."""
+        if (absent := chosen & (self.cache.slot_of[:, layer, expert] < 0)).any():
             self._queue.append(Waiting(layer, int(expert), absent, self.link.clock.now.copy()))
 
     def pump(self, among: np.ndarray | bool = True) -> None:
