@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mobile_nb import Geometry, MobileError, Trace, offload, systems
 from mobile_nb.__main__ import main
+from mobile_nb.analysis import metrics
 from mobile_nb.bench import card as card_module
 from mobile_nb.bench import link as link_module
 from mobile_nb.bench import rows as rows_module
@@ -292,7 +293,10 @@ def test_a_row_on_the_wall_clock_is_measured_lane_by_lane(tiny, monkeypatch):
         row = rows_module.run(tiny, job, setting, Yardstick(1.0, 0.01, 0.01), seconds=0.0)
         least = 5 if isinstance(job.config.keep, Scheduled) else rows_module.LEAST  # a period, cut to `most`
         assert row["tokens"] == least and row["time"] == "measured", job.system
-        if not job.alone:
+        if job.alone:
+            assert 0 < row["pass_ms"] <= row["ms_per_token"]  # drawing the token is no pass
+        else:
+            assert row["over_link_bound"] == pytest.approx(row["ms_per_token"] / row["link_bound_ms"])
             assert 0 < row["link_busy"] < 1 and 0 <= row["overlap"] <= 1 and row["over_bound"] > 0
             assert job.forget or row["predicted_ms"] > 0, row.get("not_predicted")
 
@@ -380,12 +384,14 @@ def on_its_bounds(*, prefetch, keep=None):
 
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("big_little", [False, True])
-def test_passes_that_take_what_they_must_are_on_their_bounds(prefetch, big_little):
+@pytest.mark.parametrize("rest_s", [0.0, 0.5])
+def test_passes_that_take_what_they_must_are_on_their_bounds(prefetch, big_little, rest_s):
     config = systems.mobile(slots=4) if big_little else systems.next_gate(slots=4)
     config = config if prefetch else replace(config, prefetch=Nothing())
     trace = on_its_bounds(prefetch=prefetch, keep=config.keep if big_little else None)
-    found = bounds(trace, config, Yardstick(0.01, 3.0, 2.0))
-    assert found["over_bound"] == pytest.approx(1)
+    ms = 1e3 * (metrics.seconds_per_token(trace.to_frame("steps")) + rest_s)  # between passes: a token is drawn
+    found = bounds(trace, config, Yardstick(0.01, 3.0, 2.0, rest_s), ms)
+    assert found["over_bound"] == pytest.approx(1) == ms / found["bound_ms"]
     assert ("over_big_pass_bound" in found) == (big_little and prefetch)
     assert found.get("over_big_pass_bound", 1) == pytest.approx(1)
 
@@ -417,6 +423,26 @@ def test_a_quick_look_keeps_the_layers_that_the_host_has_memory_for(monkeypatch)
     assert published.layers_that_fit("olmoe-1b-7b") == 6
     monkeypatch.setattr(published, "host_room_gb", lambda: 20.0)
     assert published.layers_that_fit("olmoe-1b-7b") is None
+    monkeypatch.setattr(published, "host_room_gb", lambda: 5.7)  # of 28.8 GB in 26 layers, behind a dense one
+    assert published.layers_that_fit("deepseek-v2-lite") == 1 + 4
+    monkeypatch.setattr(published, "host_room_gb", lambda: 0.3)
+    assert published.layers_that_fit("olmoe-1b-7b") is None
+    with refused("GB of host memory", "0.3 GB are free: free memory", kinds=MobileError):
+        random_published("olmoe-1b-7b", device=CPU)
+
+
+def test_a_report_that_cannot_be_kept_meanwhile_ends_no_row(monkeypatch):
+    options = Options(models=("olmoe-1b-7b",), quick=True, device="cpu", tiny=True, tokens=4)
+    wanted, calls = bench(options, progress=False), []
+
+    def keep(result):
+        calls.append(1)
+        if len(calls) > 1:
+            raise MobileError("no space left on the device.")
+
+    with pytest.warns(UserWarning, match="no space left"):
+        result = bench(options, progress=False, keep=keep)
+    assert len(calls) == 2 and [row["system"] for row in result["rows"]] == [row["system"] for row in wanted["rows"]]
 
 
 def test_a_gate_that_is_scripted_is_read_all_the_same(tiny):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -74,7 +75,8 @@ class Options:
 def bench(options: Options | None = None, *, progress: bool = True, keep: Callable[[dict], None] = lambda _: None):
     """Measures every row. Returns conditions, link (by model) and rows, as JSON takes them.
 
-    A row that failed holds `why`, one sentence; the others go on. `keep` is called with what there is after each row.
+    A row that failed holds `why`, one sentence; the others go on. `keep` is called with what there is after each row;
+    where it fails, a warning says so once, and it is asked no more.
 
     Raises:
         MobileError: there is no CUDA device, and no rehearsal was asked for.
@@ -84,6 +86,7 @@ def bench(options: Options | None = None, *, progress: bool = True, keep: Callab
     about = conditions(asdict(options), device)
     about["prompt_tokens"] = PROMPT
     result: dict = {"conditions": about, "link": {}, "rows": []}
+    keep = _once_only(keep)
     begun = time.perf_counter()
     end = begun + 60 * options.minutes
     with current(device), shown_bar(progress) as bar:
@@ -99,6 +102,21 @@ def bench(options: Options | None = None, *, progress: bool = True, keep: Callab
                 torch.cuda.empty_cache()
     about["seconds"] = round(time.perf_counter() - begun, 1)
     return result
+
+
+def _once_only(keep: Callable[[dict], None]) -> Callable[[dict], None]:
+    """`keep` until it fails: what is measured matters more."""
+    failed = []
+
+    def kept(result: dict) -> None:
+        try:
+            if not failed:
+                keep(result)
+        except Exception as problem:
+            failed.append(problem)
+            warnings.warn(f"rows are no longer kept while others are measured: {_sentence(problem)}", stacklevel=2)
+
+    return kept
 
 
 def _model(name: str, options: Options, device: torch.device, end: float, bar, result: dict, keep) -> None:
@@ -140,11 +158,8 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar, r
         bar.step(f"{name}: {job.system}, {job.config.slots} slots")
         about = shared | {"system": job.system, "slots": job.config.slots, "of_experts": experts, "static": job.static}
         rows.append(about | _row(model, job, setting, yardstick, end, len(todo) + 1 - at))
-        if job.system in (ALONE, ALONE_LITTLE) and "ms_per_token" in rows[-1]:
-            seconds = rows[-1]["ms_per_token"] / 1e3
-            yardstick.big_s, yardstick.little_s = (
-                (seconds, yardstick.little_s) if job.system == ALONE else (yardstick.big_s, seconds)
-            )
+        if job.system in (ALONE, ALONE_LITTLE) and "pass_ms" in rows[-1]:
+            yardstick.learn(rows[-1], big=job.system == ALONE)
         keep(result)
     bar.step(f"{name}: {ACCELERATE}")
     rows.append(shared | {"system": ACCELERATE} | _accelerate(model, setting, yardstick, device, end))

@@ -98,7 +98,8 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
     (part of the smaller of copying and computing that lay within the other) and link_busy (part of the time in which
     something was copied); waits, launches (kernels that ran) and calls (how often the host launched a kernel or a graph
     of them) a token, None without a card; predicted_ms (`replay` of the same routing on the card's own rates) and
-    predicted_over_ms; fitted_ms and fitted_over_ms, the same with launches as long as `fitted` finds them. Scripted
+    predicted_over_ms; fitted_ms and fitted_over_ms, the same with launches as long as `fitted` finds them and with what
+    lies between passes. A row that computes alone has pass_ms instead: of a token, what its pass took. Scripted
     fallbacks come in whole periods: of nine tokens one where the share is 11 %.
     """
     static = setting.prompt.shape[1] + _most(setting) if job.static else None
@@ -114,11 +115,13 @@ def run(model, job: Job, setting: Setting, yardstick: Yardstick, seconds: float)
         trace = engine.trace
     whole = Trace(trace.conditions, [done for done in trace.passes if done.step <= len(took)])
     row = {"tokens": len(took), "tokens_per_s": len(took) / sum(took), "ms_per_token": 1e3 * sum(took) / len(took)}
-    if not job.alone:
-        row |= _bytes(whole) | bounds(whole, job.config, yardstick) | _lanes(whole, sum(took))
+    if job.alone:
+        row["pass_ms"] = 1e3 * metrics.seconds_per_token(whole.to_frame("steps"))
+    else:
+        row |= _bytes(whole) | bounds(whole, job.config, yardstick, row["ms_per_token"]) | _lanes(whole, sum(took))
         card = fitted(engine._server.costs, engine._server.layers[0].top_k, yardstick)
-        row |= _predicted(whole, job, engine, row["ms_per_token"], engine.hardware, "predicted")
-        row |= _predicted(whole, job, engine, row["ms_per_token"], card, "fitted")
+        row |= _predicted(whole, job, engine, row["ms_per_token"], engine.hardware, 0.0, "predicted")
+        row |= _predicted(whole, job, engine, row["ms_per_token"], card, yardstick.rest_s, "fitted")
     return row | counted | {"time": trace.conditions["time"], "page_locked": trace.conditions["page_locked"]}
 
 
@@ -218,8 +221,8 @@ def _lanes(trace: Trace, seconds: float) -> dict:
     return {"overlap": found["share"], "link_busy": found["link"] / seconds}
 
 
-def _predicted(trace: Trace, job: Job, engine, ms: float, card: Hardware | None, name: str) -> dict:
-    """What the simulator says of the same routing on a card's rates."""
+def _predicted(trace: Trace, job: Job, engine, ms: float, card: Hardware | None, rest_s: float, name: str) -> dict:
+    """What the simulator says of the same routing on a card's rates, `rest_s` between the passes of a token."""
     row = {f"{name}_ms": None, f"{name}_over_ms": None}
     if job.forget or card is None:
         return row  # a replay does not forget
@@ -227,7 +230,8 @@ def _predicted(trace: Trace, job: Job, engine, ms: float, card: Hardware | None,
         done = replay(trace, job.config, hardware=card, geometry=engine.geometry)
     except MobileError as problem:
         return row | {f"not_{name}": str(problem)}
-    return {f"{name}_ms": 1e3 * done.seconds_per_token, f"{name}_over_ms": 1e3 * done.seconds_per_token / ms}
+    found = 1e3 * (done.seconds_per_token + rest_s)
+    return {f"{name}_ms": found, f"{name}_over_ms": found / ms}
 
 
 __all__ = ["ALONE", "ALONE_LITTLE", "Job", "Setting", "calls_of", "jobs", "launches_of", "run"]

@@ -102,9 +102,10 @@ def random_published(
     layouts = expert_layouts(model)
     needed, room, most = _fits(layouts)
     if most is not None:
+        fewer = f"keep its first {most} layers (--layers {most}), or " if most else ""
         raise MobileError(
-            f"the experts of {name} take {needed:.1f} GB of host memory, and {room:.1f} GB are free: keep its first "
-            f"{most} layers (--layers {most}), or free memory."
+            f"the experts of {name} take {needed:.1f} GB of host memory, and {room:.1f} GB are free: "
+            f"{fewer}free memory."
         )
     generator = torch.Generator(device).manual_seed(seed)
     try:
@@ -134,15 +135,18 @@ def random_published(
 
 
 def _fits(layouts: dict) -> tuple[float, float | None, int | None]:
-    """GB of all experts, GB that are free on the host, and how many layers that is enough for: None for all."""
+    """GB of all experts, GB that are free on the host, and how many of the model's first layers, dense ones too, that
+    is enough for: None for all, 0 where it is not enough for one with experts."""
     needed, room = sum(count * layout.nbytes for _, count, layout in layouts.values()) / 1e9, host_room_gb()
     short = room is not None and needed > 0.95 * room
-    return needed, room, int(0.9 * room / needed * len(layouts)) if short else None
+    last = int(0.9 * room / needed * len(layouts)) if short else 0
+    most = 1 + next(int(part) for part in list(layouts)[last - 1].split(".") if part.isdigit()) if last else 0
+    return needed, room, most if short else None
 
 
 def layers_that_fit(name: str, *, tiny: bool = False) -> int | None:
-    """The first so many layers whose experts the host has memory for in half precision; None for all of them."""
-    return _fits(expert_layouts(skeleton(published_config(name, tiny=tiny), torch.bfloat16)))[2]
+    """The first so many layers whose experts the host has memory for in half precision; None for all or none."""
+    return _fits(expert_layouts(skeleton(published_config(name, tiny=tiny), torch.bfloat16)))[2] or None
 
 
 def layers_said(name: str, model) -> str:
