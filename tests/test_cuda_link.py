@@ -236,10 +236,17 @@ def test_a_closed_link_hands_out_no_copy_into_memory_that_is_given_away(cuda):
 
 
 def test_slots_forget_when_they_were_read_once_that_is_over(cuda):
-    """What comes next may be other memory: then a copy waits for the streams, not for an event of the past."""
+    """What comes next may be other memory: then a copy waits for the streams, not for an event of the past. From text
+    to text slots stay what they are."""
     with offload(random_model("qwen2_moe"), systems.on_demand(slots=3)) as engine:
+        first = engine._server.link
         engine.generate(prompt(6), max_new_tokens=3, do_sample=False, eos_token_id=None)
-        assert not any(event for layer in engine._server.link._released for event in layer)
+        assert all(event for layer in first._released for event in layer)
+        engine.change(systems.on_demand(slots=3))
+        engine.generate(prompt(6), max_new_tokens=3, do_sample=False, eos_token_id=None)
+        second = engine._server.link
+    for link in (first, second):
+        assert not any(event for layer in link._released for event in layer)
 
 
 def test_a_layer_that_only_hits_tells_the_link_who_reads_its_slots(cuda, monkeypatch):

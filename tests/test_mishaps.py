@@ -1,12 +1,14 @@
 """What goes wrong around an offloaded model, and that it is as it was afterwards, or goes on."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import Snapshot, plain, prompt, refused
+from helpers import Snapshot, gap, plain, prompt, refused
+from test_channels import channels
 
 import mobile_nb.hardware as hardware
 import mobile_nb.runtime.offloaded as offloaded
@@ -14,6 +16,7 @@ from mobile_nb import MobileError, offload, systems
 from mobile_nb.memory import host
 from mobile_nb.memory.thread import ThreadLink
 from mobile_nb.model.tiny import random_model
+from mobile_nb.policies import Full
 from mobile_nb.runtime.offloaded import Offloaded
 
 WORDS = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
@@ -47,14 +50,14 @@ def test_a_model_whose_parameters_are_empty_meanwhile_can_be_changed():
             p.data = data
 
 
-@pytest.mark.parametrize("where", ["settle", "install"])
+@pytest.mark.parametrize("where", ["vacate", "install"])
 def test_a_change_that_is_interrupted_leaves_the_engine_as_it_was(where, monkeypatch):
     model, ids = random_model("qwen2_moe"), prompt(6)
     snapshot, expected = Snapshot.of(model), plain(model, ids, 4)
     with offload(model, systems.on_demand(slots=2)) as engine:
         before = engine._server
-        if where == "settle":
-            before.link.settle = once(before.link.settle)
+        if where == "vacate":
+            before.link.vacate = once(before.link.vacate)
         else:
             monkeypatch.setattr(offloaded.Server, "install", once(offloaded.Server.install))
         with pytest.raises(KeyboardInterrupt):
@@ -97,6 +100,32 @@ def test_a_block_inside_inference_mode_can_be_written_by_any_thread(link, monkey
         writer.start()
         writer.join()
     assert texts == [expected, expected]
+    assert not any(parameter.is_inference() for parameter in model.parameters()), "it could not be trained any more"
+
+
+def test_a_thread_that_still_writes_when_the_block_ends_gets_a_sentence_and_no_slot(monkeypatch):
+    def make(clock, layers, slots, s, mover):
+        return ThreadLink(layers, slots, lambda *given: (time.sleep(0.002), mover(*given)))
+
+    monkeypatch.setattr(offloaded, "SimulatedLink", make)
+    said, model = [], random_model("qwen2_moe")
+
+    def write():
+        try:
+            engine.generate(prompt(6), max_new_tokens=2000, do_sample=False, eos_token_id=None)
+        except MobileError as problem:
+            said.append(str(problem))
+
+    with offload(model, systems.on_demand(slots=4)) as engine:
+        link, writer = engine._server.link, threading.Thread(target=write, daemon=True)
+        writer.start()
+        while link._number < 20:
+            time.sleep(0.001)
+    writer.join(10)
+    assert not writer.is_alive()
+    one = np.zeros(1, dtype=int)
+    with refused("closed", kinds=MobileError):
+        link.fetch(one, 0, one, one, np.zeros(1))
 
 
 @pytest.mark.parametrize("at", range(3, 12))
@@ -173,3 +202,26 @@ def test_slots_that_a_card_cannot_hold_are_refused_before_they_are_made(monkeypa
     with refused("no room for up to 3 slots", "fewer slots", kinds=MobileError):
         served._check_room(slots, (None,))
     served._check_room(slots, (0.5,))  # encoded ones are smaller
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_channels_whose_copy_is_interrupted_are_not_taken_for_there(at):
+    """FloE's copies of single channels, outside a text."""
+    model, calls = random_model("qwen2_moe"), []
+    with torch.no_grad():
+        expected = model(prompt(12, seed=3)).logits
+        with offload(model, systems.floe(channels(model, 0, up=Full()), slots=4)) as engine:
+            scheduler = engine._server.scheduler
+            fill = scheduler.fill
+
+            def interrupted(*given):
+                calls.append(1)
+                if len(calls) == at:
+                    raise KeyboardInterrupt
+                fill(*given)
+
+            scheduler.fill = interrupted
+            with pytest.raises(KeyboardInterrupt):
+                model(prompt(12))
+            scheduler.fill = fill
+            assert gap(model(prompt(12, seed=3)).logits, expected) < 1e-5

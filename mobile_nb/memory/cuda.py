@@ -10,12 +10,10 @@ launching belong to it.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import torch
 
-from ..vocabulary import MobileError
 from .link import Mover
 from .wall import WallLink
 
@@ -35,15 +33,8 @@ class CudaLink(WallLink):
         self._released = [[None] * slots for _ in range(layers)]
         self._zero: tuple[torch.cuda.Event, float] | None = None
         self._begun: torch.cuda.Event | None = None
-        self._handing, self._closed = threading.Lock(), False
 
     def _start(self, layer: int, expert: int, slot: int) -> _Events:
-        with self._handing:
-            if self._closed:
-                raise MobileError("this link was closed: its slots were given back.")
-            return self._hand_out(layer, expert, slot)
-
-    def _hand_out(self, layer: int, expert: int, slot: int) -> _Events:
         zero, begin, end = self._origin(), _event(), _event()
         now = torch.cuda.current_stream(self.copy_stream.device)
         with torch.cuda.stream(self.copy_stream):
@@ -89,13 +80,11 @@ class CudaLink(WallLink):
         self._compute_stream.synchronize()
         super().settle()
         self._zero = None
+
+    def vacate(self) -> None:
+        super().vacate()
         for released in self._released:
             released[:] = [None] * len(released)
-
-    def close(self) -> None:
-        with self._handing:  # a thread that still writes hands out no copy into memory that is given away
-            self._closed = True
-        super().close()
 
 
 @dataclass(slots=True)

@@ -97,6 +97,9 @@ class SimulatedLink:
     def settle(self) -> None:
         """Completes the records of copies: nothing is left open on a virtual clock."""
 
+    def vacate(self) -> None:
+        """Nothing is kept of slots that are given away."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

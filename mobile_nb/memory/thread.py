@@ -36,6 +36,7 @@ class ThreadLink(WallLink):
         ticket.wait()
 
     def close(self) -> None:
+        super().close()
         self._jobs.put(None)
         self._worker.join()
 

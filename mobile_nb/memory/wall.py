@@ -6,6 +6,7 @@ so that one asked for on demand overtakes prefetches that have not been handed o
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Protocol
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..clock import WallClock
 from ..trace import Copy
+from ..vocabulary import MobileError
 from .link import Mover
 
 _UNKNOWN = np.array([np.nan])  # when a copy begins and ends is known after it: see `settle`
@@ -63,6 +65,7 @@ class WallLink(ABC):
         self._waves: list[Copy] = []
         self._begun_s = 0.0
         self._number = 0
+        self._handing, self._closed = threading.Lock(), False
 
     @abstractmethod
     def _start(self, layer: int, expert: int, slot: int) -> Ticket:
@@ -79,7 +82,10 @@ class WallLink(ABC):
 
     def fetch(self, rows, layer: int, experts, slots, since):
         slot = int(slots[0])
-        ticket = self._start(layer, int(experts[0]), slot)
+        with self._handing:  # a thread that still writes hands out no copy into memory that is given away
+            if self._closed:
+                raise MobileError("this link was closed: its slots were given back.")
+            ticket = self._start(layer, int(experts[0]), slot)
         self._number += 1
         self.ready[0, layer, slot] = self._number
         self._arrival[layer][slot] = self._last = ticket
@@ -160,9 +166,15 @@ class WallLink(ABC):
     def end_layer(self) -> None:
         """Real time passes by itself."""
 
-    def close(self) -> None:
-        """Waits for copies under way, and gives back what the link holds."""
+    def vacate(self) -> None:
+        """As `settle`; what comes next may be other slots."""
         self.settle()
+
+    def close(self) -> None:
+        """Waits for copies under way, and gives back what the link holds; from then on it copies nothing."""
+        with self._handing:
+            self._closed = True
+        self.vacate()
 
 
 __all__ = ["GUESSED", "KNOWN", "Ticket", "WallLink"]

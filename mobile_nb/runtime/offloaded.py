@@ -99,10 +99,12 @@ class Offloaded:
     def restore(self) -> None:
         """Gives the model back as it was."""
         try:
-            if self.server is not None:
-                self.server.remove()
+            with self._plainly():
+                if self.server is not None:
+                    self.server.remove()
         except BaseException:  # Ctrl-C, again: the weights come first
-            self.server.remove()
+            with self._plainly():
+                self.server.remove()
             raise
         finally:
             for module, flag in self._training:

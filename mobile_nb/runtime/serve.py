@@ -97,7 +97,7 @@ class Server:
 
     def leave(self) -> list[Arena | DiskArena]:
         """Gives the slots back, and hands the arenas on to the next server; `install` with them takes both again."""
-        self.link.settle()  # a copy or a computation under way must not outlive its slots
+        self.link.vacate()  # a copy or a computation under way must not outlive its slots
         self.scheduler.cache.clear()
         self.gaps = True
         arenas = list(self.arenas)
