@@ -49,7 +49,8 @@ command trains both.
 *Problems* are of the training split of both tasks, one forward pass over prompt and solution; *BCE* is the loss on 40
 validation problems, by which the epoch was chosen; accuracy, macro-F1 over {inactive, active} and F1 of the active
 experts are of held-out test problems (data/results/moe_beyond.json), K experts named. Training was kept to half a
-minute to one and a half of one core each, and the loss was still falling: a longer one would find more. Measured, one seed each.
+minute to one and a half of one core each, and the loss was still falling: a longer one would find more. Measured, one
+seed each.
 
 """
 

@@ -70,12 +70,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--check-every", type=int, default=1_500_000, help="tokens between checks and exports")
     parser.add_argument("--check-problems", type=int, default=200, help="validation problems a check (default: 200)")
     parser.add_argument("--init", type=Path, help="folder of a trained model whose weights a new run starts from")
-    parser.add_argument("--stage", help="words about this run, for its log and the card")
+    parser.add_argument("--stage", help="words about this run, for its log and the card (default: its settings)")
     parser.add_argument("--fresh", action="store_true", help="start again instead of continuing from a checkpoint")
     options = parser.parse_args(arguments)
     options.out = options.out or ROOT / "data" / options.model
     options.run = options.run or ROOT / "runs" / options.model
     return options
+
+
+def settings_of(options: argparse.Namespace) -> str:
+    """One run in words."""
+    begun = f"from the weights of {options.init.name}" if options.init else "from random weights"
+    length = f"{options.minutes:g} minutes" if options.minutes else f"{options.tokens / 1e6:.1f} million tokens"
+    little = f"{100 * options.little:g} % of the steps" if options.little else "no step"
+    return (
+        f"{begun}: {length}, {little} with half of the experts (label smoothing {options.smoothing:g}, batches of "
+        f"{options.batch:,} tokens, Muon {options.muon:g}, AdamW {options.adam:g}, decayed to zero over the last "
+        f"{100 * models.DECAY:g} %; seed {options.seed})"
+    )
 
 
 def save(path: Path, write) -> None:
@@ -127,8 +139,7 @@ class Trainer:
             if options.init:
                 start.start(self.model, self.tokenizer, options.init)
             save(self.log, lambda path: path.write_text(""))
-            if options.stage:
-                self.note(stage=options.stage)
+            self.note(stage=options.stage or settings_of(options))
 
     @staticmethod
     def _tokenizer(kept: Path) -> PreTrainedTokenizerFast:
