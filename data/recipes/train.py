@@ -1,17 +1,19 @@
 """Train one of the shipped models on both tasks, half of the problems each, and export it in Hugging Face format.
 
     python data/recipes/train.py tiny-olmoe --tokens 16000000 --smoothing 0.15 --seed 1    # as shipped: half an hour
-    python data/recipes/train.py tiny-qwen2-moe --init data/tiny-olmoe --muon 0.015 --adam 0.002 --tokens 4000000
+    python data/recipes/train.py tiny-qwen3-moe --init data/tiny-olmoe --muon 0.015 --adam 0.002 --tokens 12000000 \\
+        --little 0.05 --smoothing 0.15 --seed 1    # as shipped: twenty minutes more
 
 A step has about 6,000 tokens; Muon moves the matrices, AdamW the rest, the learning rate warms up, stays and decays to
 zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): a router left alone puts its mass on one
 expert and then half or a quarter of the experts lose nothing. A run that was interrupted continues from its last
 checkpoint. --init starts from the weights of a trained OLMoE, also where the architecture is another one.
 
-The shipped files: one thread, torch 2.13. tiny-olmoe came out of the first command above (a core of an AMD EPYC, 9,400
-tokens a second). The others were made in stages from an older one (a 2-core Intel Xeon that other work shared, 1,900
-to 4,500 tokens a second; seed 0, of later stages another, which was not always noted); each model's card names them. Of
-those this script makes models of the same kind from the start, not the same bytes.
+The shipped files: one thread, torch 2.13. tiny-olmoe and tiny-qwen3-moe came out of the two commands above (a core of
+an AMD EPYC, 9,400 and 9,700 tokens a second). The other two were made in stages from an older tiny-olmoe (a 2-core
+Intel Xeon that other work shared, 1,900 to 4,500 tokens a second; the last stage of tiny-deepseek-v2 on the EPYC,
+10,200; seed 0, of later stages another, which was not always noted); each model's card names them. Of those this
+script makes models of the same kind, not the same bytes.
 """
 
 from __future__ import annotations
