@@ -16,7 +16,7 @@ ABOUT = {
 
 def points(values: dict) -> str:
     """A difference to full K with its interval, in points."""
-    return f"{100 * values['difference']:+.1f} ± {100 * values['half_width']:.1f}"
+    return f"{100 * values['difference']:+.2f} ± {100 * values['half_width']:.2f}"
 
 
 def percent(values: list[float]) -> str:
@@ -140,11 +140,11 @@ def write(data: Path, names: list[str]) -> None:
             big, little = (next(r for r in values["fixed"] if r["experts"] == results["top_k"] // d) for d in (1, 2))
             least, at = values["fixed"][-1], next(r for r in values["mobile"] if r["gamma"] == 0.7)
             rows.append([
-                name, task, f"{100 * big['accuracy']:.1f}", f"{100 * little['accuracy']:.1f}",
+                name, task, f"{100 * big['accuracy']:.1f}", f"{100 * little['accuracy']:.1f}", points(little),
                 f"{100 * least['accuracy']:.1f} ({least['experts']})", f"{100 * at['accuracy']:.1f}", points(at),
                 f"{100 * at['fallback_ratio']:.1f}", f"{100 * sum(at['precision']) / max(1, len(at['precision'])):.0f}",
             ])  # fmt: skip
-    head = ["model", "task", "K %", "K/2 %", "fewest % (experts)", "MoBiLE, γ 0.7 %", "against K, points", "fallback %"]
+    head = ["model", "task", "K %", "K/2 %", "K/2 against K", "fewest % (experts)", "MoBiLE, γ 0.7 %"]
     text = (HERE / "cards.md").read_text(encoding="utf-8")
-    summary = table([*head, "router precision %"], rows)
+    summary = table([*head, "MoBiLE against K", "fallback %", "router precision %"], rows)
     (data / "README.md").write_text(text.format(summary=summary, models="\n\n".join(sections)), encoding="utf-8")
