@@ -86,7 +86,7 @@ def bench(options: Options | None = None, *, progress: bool = True, keep: Callab
     about = conditions(asdict(options), device)
     about["prompt_tokens"] = PROMPT
     result: dict = {"conditions": about, "link": {}, "rows": []}
-    keep = _once_only(keep)
+    keep = _until_it_fails(keep)
     begun = time.perf_counter()
     end = begun + 60 * options.minutes
     with current(device), shown_bar(progress) as bar:
@@ -104,7 +104,7 @@ def bench(options: Options | None = None, *, progress: bool = True, keep: Callab
     return result
 
 
-def _once_only(keep: Callable[[dict], None]) -> Callable[[dict], None]:
+def _until_it_fails(keep: Callable[[dict], None]) -> Callable[[dict], None]:
     """`keep` until it fails: what is measured matters more."""
     failed = []
 
