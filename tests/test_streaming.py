@@ -451,7 +451,7 @@ def test_code_of_the_repository_runs_only_when_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize("layout", ["per-expert", "fused"])
 def test_a_large_model_takes_little_more_than_its_own_memory_and_the_time_to_read_it(layout, tmp_path):
     recipe, out = ROOT / "data" / "recipes" / "measure_loading.py", tmp_path / "loading.json"
-    options = ["--layouts", layout, "--caches", "warm", "--ways", "safetensors", "mobile_nb", "--runs", "3"]
+    options = ["--layouts", layout, "--caches", "warm", "--ways", "safetensors", "mobile_nb", "--runs", "8"]
     subprocess.run([sys.executable, recipe, *options, "--folder", tmp_path, "--json", out], check=True, timeout=900)
     alone, ours = json.loads(out.read_text())["rows"]
     assert ours["model_bytes"] >= 1.5e9 and ours["peak_over_model"] <= 1.1
