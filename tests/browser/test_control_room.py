@@ -74,7 +74,11 @@ def test_gamma_moves_while_the_model_writes(lab, page, screenshots):
     page.locator(".mobile-nb-figures").scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "4_replayed.png")
 
-    page.get_by_placeholder("Text that the model").fill("")
+    prompt = page.get_by_placeholder("Text that the model")
+    prompt.fill("")
+    prompt.press("Tab")  # the box tells the kernel when it is left
+    page.wait_for_timeout(1000)
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
     start.click()
     page.wait_for_selector("[role=alert]:has-text('the prompt is empty')")
 
