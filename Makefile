@@ -11,7 +11,7 @@ NOTEBOOKS := $(wildcard notebooks/[0-8]*.ipynb)
 CALM := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest slow notebooks browser lint format lab venv clean
+.PHONY: help demo test pytest slow notebooks browser gpu lint format lab venv clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -37,6 +37,13 @@ endif
 
 browser: $(READY)  ## notebook 06 in JupyterLab in a headless Chromium; screenshots in artifacts/browser
 	@$(CALM) $(PY) -m pytest -m browser tests/browser
+
+gpu: $(READY)  ## on a machine with a CUDA card: its tests, then the benchmark, as JSON in artifacts/
+	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu needs a CUDA card.")'
+	@mkdir -p artifacts
+	@$(CALM) $(PY) -m pytest -p no:nbval -m gpu
+	@$(PY) -m mobile_nb bench --json artifacts/bench.json
+	@$(PY) -m mobile_nb bench --static --json artifacts/bench-static.json
 
 lint: $(READY)  ## ruff: rules and format
 	@$(PY) -m ruff check --quiet
