@@ -20,7 +20,7 @@ from mobile_nb.bench import link as link_module
 from mobile_nb.bench import rows as rows_module
 from mobile_nb.bench.bounds import Yardstick, bounds, fitted
 from mobile_nb.bench.card import Options, bench
-from mobile_nb.bench.rivals import by_accelerate, tokens_by
+from mobile_nb.bench.rivals import by_accelerate, end_before, experts_gb, tokens_by
 from mobile_nb.bench.rows import Job, Setting, calls_of, jobs, launches_of
 from mobile_nb.bench.scripted import Recording
 from mobile_nb.bench.shown import report, to_frame
@@ -254,6 +254,16 @@ def test_accelerate_writes_the_same_and_the_model_is_as_it_was():
         assert gb > 0 and len(tokens_by(model, ids, seconds=0, least=3, most=9)) == 3
         assert plain(model, ids, 5) == before
     snapshot.check(model)
+
+
+@pytest.mark.parametrize(("gb", "end"), [(13.0, 107.0), (40.0, 80.0), (57.0, 120.0)])
+def test_rows_leave_accelerate_its_time_where_that_is_no_more_than_a_third(gb, end):
+    assert end_before(gb, 0.0, 120.0) == end
+
+
+def test_experts_are_counted_whole():
+    model = random_model("olmoe")
+    assert experts_gb(model) == sum(p.nbytes for n, p in model.named_parameters() if ".experts." in n) / 1e9
 
 
 def test_without_accelerate_a_sentence_says_so(monkeypatch):

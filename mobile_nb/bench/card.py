@@ -26,7 +26,7 @@ from ..vocabulary import MobileError, number, whole
 from .bounds import Yardstick
 from .link import link_rates
 from .machine import conditions
-from .rivals import by_accelerate, tokens_by
+from .rivals import by_accelerate, end_before, experts_gb, tokens_by
 from .rows import ALONE, ALONE_LITTLE, Job, Setting, jobs, run
 from .scripted import Recording
 from .shown import shown_bar
@@ -151,13 +151,14 @@ def _model(name: str, options: Options, device: torch.device, end: float, bar, r
     yardstick = Yardstick(rates.get("pinned_gb_per_s") or rates["pageable_gb_per_s"])
     result["link"][name], rows = rates, result["rows"]
     bar.more(len(todo) + 1)
+    rows_end = end_before(experts_gb(model), time.perf_counter(), end) if device.type == "cuda" else end
     if device.type == "cuda":  # kernels are loaded, and workspaces made, at their first use
         with contextlib.suppress(Exception):
             run(model, Job("warm-up", todo[-1].config), setting, yardstick, 0.5)
     for at, job in enumerate(todo):
         bar.step(f"{name}: {job.system}, {job.config.slots} slots")
         about = shared | {"system": job.system, "slots": job.config.slots, "of_experts": experts, "static": job.static}
-        rows.append(about | _row(model, job, setting, yardstick, end, len(todo) + 1 - at))
+        rows.append(about | _row(model, job, setting, yardstick, rows_end, len(todo) - at))
         if job.system in (ALONE, ALONE_LITTLE) and "pass_ms" in rows[-1]:
             yardstick.learn(rows[-1], big=job.system == ALONE)
         keep(result)
@@ -189,8 +190,8 @@ def _row(model, job: Job, setting: Setting, yardstick: Yardstick, end: float, le
 def _accelerate(model, setting: Setting, yardstick: Yardstick, device: torch.device, end: float) -> dict:
     if device.type != "cuda":
         return {"why": "it moves experts to a CUDA device, and there is none here."}
-    gb = sum(p.nbytes for layer in find_layers(model) for p in layer.experts.parameters(recurse=False)) / 1e9
-    if time.perf_counter() + gb > end:  # a copy of them, the prompt and two tokens, each at 4 GB/s or so
+    gb = experts_gb(model)
+    if time.perf_counter() + gb > end:  # as `end_before` has it
         return {"why": f"about {gb:.0f} s were not left for it: give more --minutes, or fewer models or slots."}
     try:
         with by_accelerate(model, device):

@@ -12,6 +12,18 @@ from ..model.adapters import find_layers
 from ..vocabulary import MobileError
 
 
+def experts_gb(model) -> float:
+    """Of all experts, as they are: what one token moves where nothing is kept."""
+    return sum(p.nbytes for layer in find_layers(model) for p in layer.experts.parameters(recurse=False)) / 1e9
+
+
+def end_before(gb: float, now: float, end: float) -> float:
+    """When others must be over, so that experts of `gb` are offloaded before `end`: a second each GB, which is a copy
+    of them, the prompt and two tokens, each at 4 GB/s or so. Where that is more than a third of the time: `end`.
+    """
+    return end - gb if 3 * gb <= end - now else end
+
+
 @contextlib.contextmanager
 def by_accelerate(model, device: torch.device):
     """The model with its fused experts offloaded by accelerate's hooks: each call of a layer's experts brings all of
@@ -25,9 +37,7 @@ def by_accelerate(model, device: torch.device):
         from accelerate.hooks import remove_hook_from_module
     except ImportError as problem:
         raise MobileError("accelerate is not installed, so its offload is not measured.") from problem
-    modules = [layer.experts for layer in find_layers(model)]
-    gb = sum(p.nbytes for module in modules for p in module.parameters(recurse=False)) / 1e9
-    room = host_room_gb()
+    modules, gb, room = [layer.experts for layer in find_layers(model)], experts_gb(model), host_room_gb()
     if room is not None and gb > 0.9 * room:
         raise MobileError(
             f"accelerate keeps the experts in its own way, another {gb:.1f} GB of host memory, and {room:.1f} are free."
@@ -61,4 +71,4 @@ def tokens_by(model, prompt: torch.Tensor, *, seconds: float, least: int, most: 
     return taken
 
 
-__all__ = ["by_accelerate", "tokens_by"]
+__all__ = ["by_accelerate", "end_before", "experts_gb", "tokens_by"]
