@@ -1,6 +1,7 @@
 """The shipped models: their files, the tokenizer, what they solve, and that the cards say what was measured."""
 
 import json
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from mobile_nb.analysis import tasks
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "data" / "recipes"))
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -159,3 +161,15 @@ def test_the_papers_shape_is_in_the_results(results):
         gains.append(at["accuracy"] - half["accuracy"])
         assert at["precision"][0] == 1
     assert min(gains) > 0
+
+
+def test_what_experts_write_moves_as_much_slower_as_it_is_scaled_up(name, tokenizer):
+    import models
+
+    model = models.build_model(name, tokenizer, seed=0)
+    muon, _ = models.optimizers(model, muon=0.016, adam=0.003, router=0.1)
+    rates = {id(p): group["peak"] for group in muon.param_groups for p in group["params"]}
+    last = {id(layer.mlp.experts.down_proj) for layer in model.model.layers if hasattr(layer.mlp, "experts")}
+    scaling = 16 if name == "tiny-deepseek-v2" else 1
+    assert {each: rate for each, rate in rates.items() if each in last} == dict.fromkeys(last, 0.016 / scaling)
+    assert {rate for each, rate in rates.items() if each not in last} == {0.016}

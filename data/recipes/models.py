@@ -67,17 +67,24 @@ def choose_count(model: PreTrainedModel, share: float, draw: str) -> None:
 
 
 def optimizers(model: PreTrainedModel, muon: float, adam: float, router: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and (slowly) the routers."""
-    matrices, routers, rest = [], [], []
+    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and (slowly) the routers.
+
+    What an expert writes is multiplied by the routed scaling factor: the steps of its last matrix are divided by it.
+    """
+    matrices, outward, routers, rest = [], [], [], []
     for name, parameter in model.named_parameters():
         if ".mlp.gate." in name:
             routers.append(parameter)
+        elif name.endswith(".experts.down_proj"):
+            outward.append(parameter)
         elif parameter.ndim >= 2 and ".layers." in name and "shared_expert_gate" not in name:
             matrices.append(parameter)
         else:
             rest.append(parameter)
     groups = [{"params": rest, "lr": adam}, {"params": routers, "lr": adam * router}]
-    made = [Muon(matrices, lr=muon), torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+    scaling = getattr(model.config, "routed_scaling_factor", 1.0)
+    moved = [{"params": matrices}, {"params": outward, "lr": muon / scaling}]
+    made = [Muon(moved, lr=muon), torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
     for optimizer in made:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -25,7 +25,7 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, then `orthogonal`, scaled by sqrt(max(1, rows / columns))."""
 
-    def __init__(self, parameters: list[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: list, lr: float = 0.02, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
