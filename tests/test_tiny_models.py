@@ -151,16 +151,20 @@ def test_the_results_belong_to_the_shipped_weights(results, here):
 
 
 def test_the_papers_shape_is_in_the_results(results):
-    """Measured numbers, so they move only with the weights; the card says what falls short."""
-    gains = []
+    """Measured numbers, so they move only with the weights."""
     for task in results["tasks"].values():
         big, least = task["fixed"][0], task["fixed"][-1]
         half = next(row for row in task["fixed"] if row["experts"] == results["top_k"] // 2)
         at = next(row for row in task["mobile"] if row["gamma"] == 0.7)
-        assert big["accuracy"] > half["accuracy"] > least["accuracy"]
-        gains.append(at["accuracy"] - half["accuracy"])
-        assert at["precision"][0] == 1
-    assert min(gains) > 0
+        assert big["n"] == half["n"] == at["n"] == 2000
+        assert big["accuracy"] >= 0.9 and half["accuracy"] - least["accuracy"] >= 0.1
+        assert half["difference"] + half["half_width"] < 0, "half of the experts cost less than chance alone"
+        assert at["accuracy"] > half["accuracy"]
+        assert at["difference"] >= -0.003 or at["difference"] + at["half_width"] >= 0, (
+            "MoBiLE costs more than in the paper"
+        )
+        assert 0.1 <= at["fallback_ratio"] <= 0.25
+        assert at["precision"][0] == 1 and sum(at["precision"]) / len(at["precision"]) > 0.8
 
 
 def test_what_experts_write_moves_as_much_slower_as_it_is_scaled_up(name, tokenizer):

@@ -102,22 +102,12 @@ def measured(results: dict) -> str:
 
 def trained(log: list[dict]) -> str:
     """What the training log says."""
-    stages = [f"- {line['stage']}" for line in log if "stage" in line]
-    which = "Last stage" if len(stages) > 1 else "The run"
-    last, entropy = log[-1], [line["router_entropy"] for line in log if "router_entropy" in line][-1]
-    said = (
-        f"{which}: {last['tokens'] / 1e6:.1f} million tokens, {last['step']:,} steps, {last['seconds'] / 60:.0f} "
-        f"minutes on one CPU thread; the routers ended at an entropy of {entropy:.2f} nats."
+    run, last = log[0]["stage"], log[-1]
+    entropy = [line["router_entropy"] for line in log if "router_entropy" in line][-1]
+    return (
+        f"{run[0].upper()}{run[1:]}. It took {last['step']:,} steps and {last['seconds'] / 60:.0f} minutes of one CPU "
+        f"thread; the routers ended at an entropy of {entropy:.2f} nats."
     )
-    return "\n".join([*stages, "", said]).strip()
-
-
-SEVERAL = """\
-Running the recipe from random weights makes a model of the same kind, not this file. `training_log.jsonl` is the log of
-all stages; shares of problems solved in it are of the tasks as they were then, on validation problems."""
-ONE = """\
-The recipe with these settings made this file; on another processor its bytes may differ. `training_log.jsonl` is its
-log; shares of problems solved in it are of validation problems."""
 
 
 def write(data: Path, names: list[str]) -> None:
@@ -132,7 +122,6 @@ def write(data: Path, names: list[str]) -> None:
             "name": name, "kind": kind, "family": family, "about": about, "layers": results["layers"],
             "moe_layers": results["moe_layers"], "parameters": f"{results['parameters'] / 1e6:.1f}",
             "megabytes": f"{results['bytes'] / 1e6:.1f}", "measured": tables, "trained": trained(log),
-            "repeated": SEVERAL if sum("stage" in line for line in log) > 1 else ONE,
         }  # fmt: skip
         (data / name / "README.md").write_text(words.format(**facts), encoding="utf-8")
         sections.append(f"## {name}\n\n{family}: {about}.\n\n{tables}")
