@@ -129,8 +129,8 @@ def write(data: Path, names: list[str]) -> None:
             big, little = (next(r for r in values["fixed"] if r["experts"] == results["top_k"] // d) for d in (1, 2))
             least, at = values["fixed"][-1], next(r for r in values["mobile"] if r["gamma"] == 0.7)
             rows.append([
-                name, task, f"{100 * big['accuracy']:.1f}", f"{100 * little['accuracy']:.1f}", points(little),
-                f"{100 * least['accuracy']:.1f} ({least['experts']})", f"{100 * at['accuracy']:.1f}", points(at),
+                name, task, f"{100 * big['accuracy']:.2f}", f"{100 * little['accuracy']:.2f}", points(little),
+                f"{100 * least['accuracy']:.1f} ({least['experts']})", f"{100 * at['accuracy']:.2f}", points(at),
                 f"{100 * at['fallback_ratio']:.1f}", f"{100 * sum(at['precision']) / max(1, len(at['precision'])):.0f}",
             ])  # fmt: skip
     head = ["model", "task", "K %", "K/2 %", "K/2 against K", "fewest % (experts)", "MoBiLE, γ 0.7 %"]

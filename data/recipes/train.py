@@ -8,10 +8,11 @@
     python data/recipes/train.py tiny-qwen3-moe --init data/tiny-olmoe --muon 0.015 --adam 0.002 --tokens 12000000 \\
         --little 0.05 --smoothing 0.15 --seed 1
 
-A step has about 6,000 tokens; Muon moves the matrices, AdamW the rest, the learning rate warms up, stays and decays to
-zero. The router is kept flat (a tenth of the learning rate, an entropy bonus): a router left alone puts its mass on one
-expert and then half or a quarter of the experts lose nothing. A run that was interrupted continues from its last
-checkpoint. --init starts from the weights of a trained OLMoE, also where the architecture is another one.
+A step has up to 6,144 places, about 5,500 of them tokens and the rest padding. Muon moves the matrices, AdamW the rest,
+the learning rate warms up, stays and decays to zero. The router is kept flat (a tenth of the learning rate, an entropy
+bonus): a router left alone puts its mass on one expert and then half or a quarter of the experts lose nothing. A run
+that was interrupted continues from its last checkpoint. --init starts from the weights of a trained OLMoE, also where
+the architecture is another one.
 
 These four commands made the shipped files, each in 21 to 29 minutes of one core of an AMD EPYC (one thread, torch 2.13,
 9,100 to 10,200 tokens a second). Elsewhere they make models of the same kind, not always the same bytes.
@@ -87,8 +88,8 @@ def settings_of(options: argparse.Namespace) -> str:
     little = f"{100 * options.little:g} % of the steps" if options.little else "no step"
     return (
         f"{begun}: {length}, {little} with half of the experts (label smoothing {options.smoothing:g}, batches of "
-        f"{options.batch:,} tokens, Muon {options.muon:g}, AdamW {options.adam:g}, decayed to zero over the last "
-        f"{100 * models.DECAY:g} %; seed {options.seed})"
+        f"{options.batch:,} tokens with padding, Muon {options.muon:g}, AdamW {options.adam:g}, decayed to zero over "
+        f"the last {100 * models.DECAY:g} %; seed {options.seed})"
     )
 
 
