@@ -256,7 +256,7 @@ def test_accelerate_writes_the_same_and_the_model_is_as_it_was():
     snapshot.check(model)
 
 
-@pytest.mark.parametrize(("gb", "end"), [(13.0, 107.0), (40.0, 80.0), (57.0, 120.0)])
+@pytest.mark.parametrize(("gb", "end"), [(13.0, 102.0), (40.0, 75.0), (57.0, 120.0)])
 def test_rows_leave_accelerate_its_time_where_that_is_no_more_than_a_third(gb, end):
     assert end_before(gb, 0.0, 120.0) == end
 
