@@ -110,6 +110,14 @@ def test_the_front_is_what_nobody_beats():
     assert list(figure.data[0].error_y.array) == [1, 1, 1, 1]
 
 
+def test_labels_that_would_run_into_each_other_stand_on_two_sides():
+    frame = pd.DataFrame(
+        {"speed_up": [1.0, 1.02, 2.0, 2.0], "accuracy": [90.0, 90.0, 50.0, 53.0], "name": ["LRU", "LFU", "K", ""]}
+    )
+    (points,) = figures.pareto(frame, label="name", front=False).data
+    assert points.textposition == ("top center", "bottom center", "bottom center", "top center")
+
+
 def test_gamma_and_break_even_are_drawn_from_a_sweep(recording):
     rows = sweep(recording, systems.mobile(slots=16), gamma=[0.5, 0.9], slots=[8, 16], progress=False)
     rows = rows.assign(speed_up=rows.seconds_per_token.max() / rows.seconds_per_token)

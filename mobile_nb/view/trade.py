@@ -28,7 +28,9 @@ def pareto(
         label: a column whose values stand beside the points.
         front: mark what no other point beats in both.   join: draw lines through the points of each colour.
     """
-    figure = go.Figure()
+    figure, about = go.Figure(), theme.said(frame) if about is None else about
+    frame = frame.reset_index(drop=True)
+    sides = _sides(frame, x, y, label) if label else None
     names = [None] if by is None else list(dict.fromkeys(frame[by]))
     for n, name in enumerate(names):
         mine = (frame if name is None else frame[frame[by] == name]).sort_values(x)
@@ -44,7 +46,7 @@ def pareto(
         figure.add_scatter(
             x=mine[x], y=mine[y], name="" if name is None else str(name), showlegend=name is not None,
             mode="+".join(["lines"] * join + ["markers"] + ["text"] * bool(label)), text=mine[label] if label else None,
-            textposition="top center", textfont={"size": 11}, error_y=interval or None,
+            textposition=sides[mine.index].tolist() if label else None, textfont={"size": 11}, error_y=interval or None,
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"size": 9, "color": colour, "symbol": theme.MARKERS[n % len(theme.MARKERS)]},
         )  # fmt: skip
@@ -55,7 +57,23 @@ def pareto(
             line={"color": "rgba(0,0,0,.18)", "width": 9, "shape": "hv"},
         )  # fmt: skip
     figure.update_layout(xaxis_title=x_title, yaxis_title=y_title)
-    return theme.finished(figure, title, theme.said(frame) if about is None else about, height=460)
+    return theme.finished(figure, title, about, height=460)
+
+
+def _sides(frame, x: str, y: str, label: str):
+    """Where each row's label stands: above its point, or below where fewer other points and labels are in its way."""
+    words = frame[label].fillna("").astype(str)
+    sides = words.map(lambda _: "top center")
+    width, height = (float(frame[axis].max() - frame[axis].min()) or 1.0 for axis in (x, y))
+    letters, up = words.str.len() * 0.006 * width, frame[y] / height  # half a word's width, of some 600 pixels
+    for at in frame[words != ""].sort_values(x).index:
+        near, rise = (frame[x] - frame[x][at]).abs(), up - up[at]
+        beside = (near < letters + letters[at]) & (rise.abs() < 0.06) & (frame[x] < frame[x][at]) & (words != "")
+        over, under = near < letters[at] + 0.01 * width, sides == "bottom center"
+        above = (over & (rise > 0) & (rise < 0.1)).sum() + 2 * (beside & ~under).sum()
+        below = (over & (rise < 0) & (rise > -0.1)).sum() + 2 * (beside & under).sum()
+        sides[at] = "bottom center" if below < above else "top center"
+    return sides
 
 
 def efficient(frame, x: str, y: str):
