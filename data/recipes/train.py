@@ -15,7 +15,8 @@ that was interrupted continues from its last checkpoint. --init starts from the 
 the architecture is another one.
 
 These four commands made the shipped files, each in 21 to 29 minutes of one core of an AMD EPYC (one thread, torch 2.13,
-9,100 to 10,200 tokens a second). Elsewhere they make models of the same kind, not always the same bytes.
+9,100 to 10,200 tokens a second). tiny-qwen2-moe and tiny-qwen3-moe were made twice there, to the same bytes; elsewhere
+they are models of the same kind, not always the same bytes.
 """
 
 from __future__ import annotations
