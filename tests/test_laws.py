@@ -230,3 +230,16 @@ def test_evicted_router_prefetch_leaves_nothing_to_miss_in_the_first_layer(name)
         big = [p for p in engine.trace.passes if p.mode == "big"]
     assert all(p.misses[0] == 0 for p in big)
     assert all(p.requests[0] == TOP_K for p in big)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "mixtral"])
+def test_common_experts_take_the_short_way_after_the_prompt(name, monkeypatch):
+    """On every release of transformers: the module's own forward waits for the card, for each expert it runs."""
+    model, ids = make(name), prompt()
+    wanted = plain(model, ids, NEW)
+    kind = next(type(m.experts) for m in model.modules() if hasattr(m, "experts"))
+    with offload(model, systems.mobile(gamma=1.1, slots=3)) as engine:
+        words = engine.stream(ids, max_new_tokens=NEW, **GREEDY)
+        text = [next(words).token_id]
+        monkeypatch.setattr(kind, "forward", None)
+        assert text + [step.token_id for step in words] == wanted

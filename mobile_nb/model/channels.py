@@ -29,7 +29,8 @@ def width(experts: nn.Module) -> int:
         MobileError: they are not made of a gate, an up and a down matrix alone, whose products up multiplies.
     """
     own = {name for name, p in experts.named_parameters(recurse=False) if p is not None}
-    plain = not getattr(experts, "is_transposed", True) and not getattr(experts, "has_post_expert_norm", True)
+    plain = not getattr(experts, "is_transposed", True)
+    plain = plain and not getattr(experts, "has_post_expert_norm", False)  # unknown before transformers 5.20
     if own == {"gate_up_proj", "down_proj"} and plain and hasattr(experts, "_apply_gate"):
         inner = experts.down_proj.shape[-1]
         given = torch.randn(4, 2 * inner, generator=torch.Generator().manual_seed(0))

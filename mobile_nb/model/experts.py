@@ -52,7 +52,7 @@ class SlotExperts:
             getattr(experts, "has_gate", False)
             and not getattr(experts, "is_transposed", True)
             and not getattr(experts, "has_bias", True)
-            and not getattr(experts, "has_post_expert_norm", True)
+            and not getattr(experts, "has_post_expert_norm", False)  # unknown before transformers 5.20
             and hasattr(experts, "_apply_gate")
             and set(slots.views) == {"gate_up_proj", "down_proj"}
         )
