@@ -5,6 +5,8 @@ import torch
 from helpers import plain, prompt, refused
 
 from mobile_nb import load, offload, systems
+from mobile_nb.memory.store import Layout
+from mobile_nb.model.adapters import find_layers
 from mobile_nb.model.tiny import random_model
 
 
@@ -28,6 +30,23 @@ def test_tokens_are_those_of_the_model_in_memory(saved, slots):
             generation = engine.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
             assert engine.measured and "experts read from their files" in engine.trace.conditions["time"]
         assert generation.token_ids == expected
+
+
+def test_what_is_measured_weighs_what_it_weighs(saved):
+    """Bytes of another model beside real seconds would be nobody's."""
+    folder, model = saved
+    lazy, _ = load(str(folder), experts="disk")
+    layers = find_layers(model)
+    block = Layout.of(layers[0].experts, layers[0].num_experts).nbytes
+    budget = 3 * block * len(layers) / 1e9
+    for geometry in ("olmoe-1b-7b", None):
+        with offload(lazy, systems.on_demand(slots=2), geometry=geometry) as engine:
+            engine.generate(prompt(5), max_new_tokens=2, do_sample=False, eos_token_id=None)
+            assert engine.measured and engine.trace.conditions["expert_bytes"] == block
+        with offload(lazy, systems.on_demand(budget_gb=budget), geometry=geometry) as engine:
+            assert engine.trace.conditions["slots"] == 3
+    with offload(lazy, systems.on_demand(slots=2), hardware="rtx4080-pcie4", geometry="olmoe-1b-7b") as engine:
+        assert not engine.measured and engine.trace.conditions["expert_bytes"] > 100 * block
 
 
 def test_experts_take_no_memory_until_they_are_read(saved):

@@ -36,7 +36,8 @@ def offload(
         tokenizer: gives steps their text, and lets prompts be text.
         hardware: a `Hardware` or the name of a preset: time is simulated on it. None: measured where the model is on a
             CUDA device, or where its experts were left on disk; else simulated on an RTX 4080, the paper's card.
-        geometry: a `Geometry` or its name: a small model is timed as if it weighed what that one weighs. None: its own.
+        geometry: a `Geometry` or its name: where time is simulated, a small model is timed as if it weighed what that
+            one weighs. None: its own, as ever where time is measured.
         host_gb: host memory for experts that were left on disk (`load(experts="disk")`) and read lately; None for none.
         static: positions of a KV cache that is allocated once and stays where it is: most tokens of a prompt and its
             continuation. On a CUDA device passes over one token are then replayed as CUDA graphs, but for their

@@ -52,8 +52,8 @@ class Offloaded:
         cards = sorted({str(p.device) for p in model.parameters() if p.device.type == "cuda"})
         if len(cards) > 1:
             raise MobileError(f"the model lies on {' and '.join(cards)}: one device computes, so load it onto one.")
-        own, self.own = geometry_of(model, self.layers), geometry is None
-        self.geometry = own if self.own else found(Geometry, geometry, Geometry.of)
+        self._own = geometry_of(model, self.layers)
+        self._stands_for = None if geometry is None else found(Geometry, geometry, Geometry.of)
         self.host_cache = None if host_gb is None else HostCache(number("host_gb", host_gb, low=0))
         self._static = static
         self._training = [(module, module.training) for module in model.modules()]
@@ -124,15 +124,17 @@ class Offloaded:
         if hardware is None and not cuda:
             hardware = DEFAULT_HARDWARE
         hardware = reading(str(self.device)) if hardware is None else found(Hardware, hardware, Hardware.preset)
-        layers, sizes = len(self.layers), self._coded(config)
-        moved = travelling(config.codec, self.layers[0], self.geometry, self.own, sizes)
-        costs = Costs(hardware, self.geometry, layers, moved)
+        other = self._stands_for if simulate else None  # what is measured is this model
+        geometry = other or self._own
+        layers, sizes = len(self.layers), self._coded(config, other)
+        moved = travelling(config.codec, self.layers[0], geometry, other is None, sizes)
+        costs = Costs(hardware, geometry, layers, moved)
         if cuda and not simulate:
             free_gb = 0.9 * self.room() / 1e9
         else:
-            free_gb = 0.9 * hardware.device_gb - self.geometry.other_gb
+            free_gb = 0.9 * hardware.device_gb - geometry.other_gb
         experts = self.layers[0].num_experts
-        slots, chosen = choose_slots(config, self.geometry, experts, free_gb, sizes)
+        slots, chosen = choose_slots(config, geometry, experts, free_gb, sizes)
         wanted = Forms(config.codec, layers, experts).sizes(slots)  # [L, F]
         if cuda and not simulate:
             self._check_room(wanted, sizes)
@@ -180,16 +182,16 @@ class Offloaded:
         """Of one expert; read once, as parameters that lay on a card are empty while arenas hold the weights."""
         return Layout.of(self.layers[0].experts, self.layers[0].num_experts)
 
-    def _coded(self, config: MobileConfig) -> tuple[float | None, ...]:
+    def _coded(self, config: MobileConfig, other: Geometry | None) -> tuple[float | None, ...]:
         """Bytes a weight of each form: as blocks really are, or as the form says where another model is timed."""
         if self.files and not isinstance(config.codec, Full):
             raise MobileError(
                 f"experts that stay on disk travel as they lie there: codec must be Full(), got {config.codec!r}."
             )
-        if self.own:
+        if other is None:
             return coded(config.codec, self.layout)
         if isinstance(config.codec, Channels):
-            return (config.codec.held(self.geometry.bytes_per_weight),)
+            return (config.codec.held(other.bytes_per_weight),)
         return tuple(form.bytes_per_weight for form in config.codec.forms)
 
     def _conditions(self, server: Server, slots: int | tuple[int, ...], chosen: str) -> dict:
