@@ -9,7 +9,7 @@ from helpers import EXPERTS, GREEDY, big_prompt_then_little, gap, make, plain, p
 
 from mobile_nb import MobileError, offload, systems
 from mobile_nb.bench.card import Options, bench
-from mobile_nb.bench.rows import calls_of
+from mobile_nb.bench.rows import calls_of, profiled
 from mobile_nb.policies import Scheduled
 
 pytestmark = pytest.mark.gpu
@@ -159,7 +159,7 @@ def test_fallbacks_in_between_write_what_a_growing_cache_writes(name):
 
 def calls(stream, tokens=2):
     """Launches a token by the host; skips where the profiler does not see the card."""
-    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+    with profiled() as profile:
         for _ in range(tokens):
             next(stream)
         torch.cuda.synchronize()

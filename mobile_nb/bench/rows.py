@@ -169,7 +169,7 @@ def _counted(words, engine) -> dict:
     for name, value in (("TEARDOWN_CUPTI", "0"), ("DISABLE_CUPTI_LAZY_REINIT", "1")):
         os.environ.setdefault(name, value)  # a profiler that is begun anew can crash beside CUDA graphs, torch says
     try:
-        with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+        with profiled() as profile:
             for _ in range(COUNTED):
                 next(words)
             torch.cuda.synchronize()
@@ -180,6 +180,11 @@ def _counted(words, engine) -> dict:
     except Exception:  # some containers do not let the profiler see the card
         launches = calls = None
     return {"waits": waits, "launches": launches or None, "calls": calls or None}
+
+
+def profiled():
+    """torch's profiler, of host and card; torch 2.11 warns of events that it forgets unless it is told to keep them."""
+    return torch.profiler.profile(activities=list(torch.profiler.supported_activities()), acc_events=True)
 
 
 def launches_of(events) -> int:
