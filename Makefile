@@ -11,7 +11,7 @@ NOTEBOOKS := $(wildcard notebooks/[0-8]*.ipynb)
 CALM := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest slow notebooks browser gpu lint format lab venv clean
+.PHONY: help demo test pytest rehearsal slow notebooks browser gpu lint format lab venv clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -19,10 +19,13 @@ help:  ## this list
 demo: $(READY)  ## the embedded model, offloaded, in a minute on any machine
 	@$(PY) -m mobile_nb demo
 
-test: lint pytest notebooks  ## lint, tests, then every notebook run again and compared
+test: lint pytest rehearsal notebooks  ## lint, tests, then every notebook run again and compared
 
 pytest: $(READY)  ## the tests alone, on every core
 	@$(CALM) $(PY) -m pytest -p no:nbval --numprocesses auto --maxprocesses 8
+
+rehearsal: $(READY)  ## the tests for a CUDA card, on one that is not there: tensors that say they lie on it
+	@$(CALM) $(PY) -m pytest -p no:nbval --pretend-card --numprocesses auto --maxprocesses 8 tests/*gpu.py
 
 slow: $(READY)  ## what make test leaves out: rarer families of transformers, and times measured on a quiet machine
 	@$(CALM) $(PY) -m pytest -p no:nbval -m slow
@@ -41,7 +44,7 @@ browser: $(READY)  ## notebook 06 in JupyterLab in a headless Chromium; screensh
 gpu: $(READY)  ## on a machine with a CUDA card: its tests, then the benchmark, as JSON in artifacts/
 	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu needs a CUDA card.")'
 	@mkdir -p artifacts
-	@$(CALM) $(PY) -m pytest -p no:nbval -m gpu
+	@$(CALM) $(PY) -m pytest -p no:nbval tests/*gpu.py
 	@$(PY) -m mobile_nb bench --json artifacts/bench.json
 	@$(PY) -m mobile_nb bench --static --json artifacts/bench-static.json
 

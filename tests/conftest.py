@@ -10,6 +10,9 @@ import shutil
 import pytest
 import torch
 from hypothesis import settings
+from pretended_card import PretendedCard
+
+from mobile_nb import Hardware
 
 torch.set_num_threads(1)
 
@@ -17,12 +20,36 @@ torch.set_num_threads(1)
 settings.register_profile("calm", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("calm")
 
+READING = Hardware("a pretended card", link_gb_per_s=20, memory_gb_per_s=500, tflops=50, device_gb=8, measured=True)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pretend-card", action="store_true", help="rehearse the tests marked gpu on a card that is not there"
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def pretended_card(request):
+    if not request.config.getoption("--pretend-card"):
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch, PretendedCard().plugged_in(patch) as card:
+        patch.setattr(Hardware, "measure", staticmethod(lambda device=None: READING))
+        yield card
+
+
+@pytest.fixture
+def card_with_times(pretended_card):
+    """For what a pretended card cannot show."""
+    if pretended_card is not None:
+        pytest.skip("on a pretended card everything happens at once")
+
+
+def pytest_collection_modifyitems(config, items):
     missing = {}
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not config.getoption("--pretend-card"):
         missing["gpu"] = "no CUDA on this machine"
     if not any(map(shutil.which, BROWSERS)):
         missing["browser"] = "no Chromium on this machine"
