@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import transformers
 from transformers import LogitsProcessor, StoppingCriteria
 
 from mobile_nb import MobileError
@@ -29,6 +30,12 @@ ARCHITECTURES = {
 TINY_OLMOE = data_path("tiny-olmoe", "model.safetensors")
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def since(major: int, minor: int):
+    """Skips a test, visibly, on an older transformers, where the library says in a sentence what cannot be."""
+    here = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return pytest.mark.skipif(here < (major, minor), reason=f"needs transformers {major}.{minor}")
 
 
 _SEEDS: dict[str, int] = {}

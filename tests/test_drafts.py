@@ -18,6 +18,7 @@ from helpers import (
     prompt,
     prompt_for,
     refused,
+    since,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,10 @@ def write(config, name="qwen2_moe", *, n=NEW, seeds=(0,), **named):
     return engine, texts
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, trained])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=since(5, 23)) if name == "gpt_oss" else name for name in ARCHITECTURES] + [trained],
+)
 def test_the_text_is_that_of_the_full_model(name):
     for length, slots in ((1, 2), (3, 5)):
         engine, (out,) = write(systems.speculative(length, slots=slots), name)
@@ -326,6 +330,7 @@ def test_an_old_transformers_says_that_its_windows_cannot(monkeypatch):
         engine.generate([3, 4, 5], max_new_tokens=4)
 
 
+@since(5, 23)
 @pytest.mark.parametrize(("name", "changes"), [("gpt_oss", {}), ("mixtral", {"sliding_window": 6})])
 @pytest.mark.parametrize("length", [4, 20])
 def test_drafts_are_taken_back_also_past_a_sliding_window(name, changes, length):
