@@ -62,7 +62,8 @@ lab: $(READY)  ## JupyterLab in notebooks/
 venv: $(READY)  ## the environment alone
 
 # A plain install of torch brings a CUDA build of several GB on Linux. Whoever has no card can put a CPU build into
-# $(VENV) first (CONTRIBUTING.md says how); pip then leaves it alone.
+# $(VENV) first (CONTRIBUTING.md says how); pip then leaves it alone. pyproject.toml admits torch 2.14 too; here it is the
+# release before, with which the committed notebooks were run.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"mobile_nb needs Python 3.11 or newer, and $(PYTHON) is %d.%d: try make PYTHON=python3.12." % sys.version_info[:2])'
@@ -71,7 +72,7 @@ $(READY): pyproject.toml
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(PY) -c 'import torch' 2>/dev/null; then \
 		echo "no NVIDIA driver here: if pip starts fetching CUDA packages, see 'No GPU' in CONTRIBUTING.md."; fi
 	@echo "installing mobile_nb and what it needs into $(VENV) (a few minutes the first time) ..."
-	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]' 'torch<2.14'
 	@touch $@
 
 clean:  ## remove builds and caches; the environment stays (rm -r .venv removes it)
