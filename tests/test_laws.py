@@ -243,3 +243,14 @@ def test_common_experts_take_the_short_way_after_the_prompt(name, monkeypatch):
         text = [next(words).token_id]
         monkeypatch.setattr(kind, "forward", None)
         assert text + [step.token_id for step in words] == wanted
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen2_moe", "mixtral", "gpt_oss"])
+def test_large_experts_which_are_computed_in_turn_write_the_same(name, monkeypatch):
+    """The weights of small ones are gathered; those of published models are too large for that."""
+    monkeypatch.setattr("mobile_nb.model.experts.GATHER_LIMIT", 0)
+    model, ids = make(name), prompt()
+    wanted = Alone.of(model, ids)
+    for slots in (1, 3, 8):
+        for config in (systems.next_gate(slots=slots), systems.mobile(gamma=1.1, slots=slots)):
+            check_exact(model, ids, config, wanted)

@@ -87,12 +87,15 @@ class SlotExperts:
 
     def _one(self, x: torch.Tensor, slots: list[int], weights: torch.Tensor) -> torch.Tensor:
         """x [H], K slot numbers, weights [1, K] -> [1, H]: small experts as one matrix, large ones in turn."""
-        up, down = [self._gate_up[s] for s in slots], [self._down[s] for s in slots]
+        gate, up, down = self._twin._apply_gate, [self._gate_up[s] for s in slots], [self._down[s] for s in slots]
         if self._gather:
-            inner = self._twin._apply_gate(torch.mv(torch.cat(up), x).view(len(slots), -1))  # [K, I]
+            inner = gate(torch.mv(torch.cat(up), x).view(len(slots), -1))  # [K, I]
             scaled = (inner * weights.t().to(inner.dtype)).reshape(-1)
             return torch.mv(torch.cat(down, dim=1), scaled)[None]
-        inner = self._twin._apply_gate(torch.stack([torch.mv(matrix, x) for matrix in up]))
+        if len(slots) == 1:  # one that has just arrived
+            out = torch.mv(down[0], gate(torch.mv(up[0], x)[None])[0])  # [H]
+            return weights.to(out.dtype) * out
+        inner = gate(torch.stack([torch.mv(matrix, x) for matrix in up]))
         out = torch.stack([torch.mv(matrix, row) for matrix, row in zip(down, inner, strict=True)])  # [K, H]
         return weights.to(out.dtype) @ out
 
@@ -155,14 +158,16 @@ def listed(numbers: torch.Tensor, values: list[int]) -> torch.Tensor:
     """
     if numbers.device.type == "cpu":
         return torch.tensor(values, dtype=numbers.dtype)
-    return torch.cat([numbers[value : value + 1] for value in values])
+    views = [numbers[value : value + 1] for value in values]
+    return torch.cat(views) if len(views) > 1 else views[0]
 
 
 def picked(weights: torch.Tensor, positions: list[int]) -> torch.Tensor:
     """Columns of weights [1, K], in the order of `positions`; as with `listed`, nothing is copied to a card."""
     if positions == list(range(weights.shape[1])):
         return weights
-    return torch.cat([weights[:, position : position + 1] for position in positions], dim=1)
+    views = [weights[:, position : position + 1] for position in positions]
+    return torch.cat(views, dim=1) if len(views) > 1 else views[0]
 
 
 def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None, renormalises: bool, scale=None):
