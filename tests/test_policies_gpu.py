@@ -7,7 +7,8 @@ import pytest
 from helpers import EXPERTS, make, prompt, refused
 from test_literature import BASES, EVERY, NAME, NEW, RUN, SYSTEMS, choices, full
 
-from mobile_nb import offload, systems
+from mobile_nb import MobileError, evaluate, load, offload, systems, tasks
+from mobile_nb.analysis.forced import forced
 from mobile_nb.policies import AllLow, Channels, LowBits, Mixed, OnHost
 
 pytestmark = pytest.mark.gpu
@@ -52,3 +53,12 @@ def test_what_is_measured_weighs_what_it_weighs():
     """Bytes of another model beside real seconds would be nobody's."""
     with offload(model(), systems.on_demand(slots=3), geometry="olmoe-1b-7b") as engine:
         assert engine.trace.conditions["expert_bytes"] == engine._server.arenas[0].layout.nbytes
+
+
+def test_a_model_as_load_leaves_it_for_a_card_is_evaluated_by_an_engine():
+    (away, words), (here, _) = (load("tiny-olmoe", device=where, dtype="float32") for where in ("cuda", "cpu"))
+    given = {"n": 2, "config": systems.on_demand(slots=16), "progress": False}
+    found, wanted = (evaluate(model, words, "word-problems", **given) for model in (away, here))
+    assert [each.text for each in found.solved] == [each.text for each in wanted.solved]
+    with refused("offload it", kinds=MobileError):
+        forced(away, words, tasks.load("word-problems", n=1), experts=4)

@@ -151,7 +151,8 @@ def evaluate(
     """Solves `n` problems of a task, greedily.
 
     Args:
-        engine_or_model: an `Engine`, under its own config; or a model.
+        engine_or_model: an `Engine`, under its own config; or a model. One whose experts lie elsewhere than the rest,
+            as `load` leaves it for a card, writes through an engine, one text at a time.
         task: a task's name (see `tasks.load`) or problems.
         batch_size: texts written at once, 1 or more; it changes time, never texts.
         config: of a model: whose count and keep policies to follow, such as `systems.mobile(0.7)`; None for all K.

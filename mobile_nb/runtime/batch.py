@@ -200,9 +200,16 @@ def installed(
     """A `BatchDecoder` of the model, which is given back as it was, also after an exception.
 
     Raises:
-        MobileError: a model without fused experts, or a config whose text depends on more than count and keep.
+        MobileError: a model without fused experts, or whose experts do not lie where the rest does; a config whose text
+            depends on more than count and keep.
     """
-    layers = find_layers(model) if layers is None else layers
+    if layers is None:
+        layers = find_layers(model)
+        if apart(model, layers):
+            raise MobileError(
+                "the experts of this model do not lie where the rest of it does, so it cannot run by itself: offload "
+                "it, or load it with device='cpu' and its experts in memory."
+            )
     decoder = BatchDecoder(model, layers, config, fleet)
     before = [layer.block.experts for layer in layers]
     try:
@@ -213,4 +220,10 @@ def installed(
             layer.block.experts = experts
 
 
-__all__ = ["Agreement", "BatchDecoder", "Row", "RowExperts", "installed"]
+def apart(model, layers: list[MoELayer]) -> bool:
+    """Whether a model's experts lie elsewhere than the rest: as `load` leaves it for a card, or on disk."""
+    rest = model.get_input_embeddings().weight.device
+    return any(p.device != rest for layer in layers for p in layer.experts.parameters(recurse=False))
+
+
+__all__ = ["Agreement", "BatchDecoder", "Row", "RowExperts", "apart", "installed"]
