@@ -44,7 +44,7 @@ browser: $(READY)  ## notebook 06 in JupyterLab in a headless Chromium; screensh
 gpu: $(READY)  ## on a machine with a CUDA card: its tests, then the benchmark, as JSON in artifacts/
 	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu needs a CUDA card.")'
 	@mkdir -p artifacts
-	@$(CALM) $(PY) -m pytest -p no:nbval tests/*gpu.py
+	@$(CALM) $(PY) -m pytest -p no:nbval -m gpu tests/*gpu.py
 	@$(PY) -m mobile_nb bench --json artifacts/bench.json
 	@$(PY) -m mobile_nb bench --static --json artifacts/bench-static.json
 

@@ -1,6 +1,7 @@
 """Calm, offline, repeatable: one thread, no hub, and a visible skip where a test needs hardware that is not here."""
 
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -30,12 +31,21 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Only tests for a card see one, and only where they are asked for: what the others say must not depend on it."""
+    asked = [config.option.markexpr or "", *(re.split(r"[/\\]", arg)[-1] for arg in config.args)]
+    if config.option.pretend_card or not any("gpu" in each for each in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True, scope="session")
 def pretended_card(request):
     if not request.config.getoption("--pretend-card"):
         yield None
         return
     with pytest.MonkeyPatch.context() as patch, PretendedCard().plugged_in(patch) as card:
+        patch.setattr("mobile_nb.hardware.SQUARE", 64)
+        Hardware.measure()  # every line of it, if not at a card's pace
         patch.setattr(Hardware, "measure", staticmethod(lambda device=None: READING))
         yield card
 
@@ -50,7 +60,7 @@ def card_with_times(pretended_card):
 def pytest_collection_modifyitems(config, items):
     missing = {}
     if not torch.cuda.is_available() and not config.getoption("--pretend-card"):
-        missing["gpu"] = "no CUDA on this machine"
+        missing["gpu"] = "no CUDA device is seen here; where there is one, make gpu"
     if not any(map(shutil.which, BROWSERS)):
         missing["browser"] = "no Chromium on this machine"
     for item in items:
