@@ -8,7 +8,9 @@ from helpers import EXPERTS, make, prompt, refused
 from test_literature import BASES, EVERY, NAME, NEW, RUN, SYSTEMS, choices, full
 
 from mobile_nb import MobileError, evaluate, load, offload, systems, tasks
+from mobile_nb.__main__ import main
 from mobile_nb.analysis.forced import forced
+from mobile_nb.analysis.world import World
 from mobile_nb.policies import AllLow, Channels, LowBits, Mixed, OnHost
 
 pytestmark = pytest.mark.gpu
@@ -62,3 +64,9 @@ def test_a_model_as_load_leaves_it_for_a_card_is_evaluated_by_an_engine():
     assert [each.text for each in found.solved] == [each.text for each in wanted.solved]
     with refused("offload it", kinds=MobileError):
         forced(away, words, tasks.load("word-problems", n=1), experts=4)
+
+
+def test_commands_say_where_they_ran(capsys):
+    assert main(["evaluate", "tiny-olmoe", "--n", "1"]) == 0
+    assert "offloaded, 64 slots a layer; time measured" in capsys.readouterr().out
+    assert World("tiny-olmoe").loaded[0].device.type == "cpu", "a comparison is simulated on every machine"

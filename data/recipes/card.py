@@ -118,7 +118,7 @@ def solve_task(model, tokenizer, name: str, options, kept: Path) -> dict:
 def measured(name: str, options: argparse.Namespace) -> dict:
     """Run everything for one model and return it as plain values."""
     started, folder = time.perf_counter(), options.data / name
-    model, tokenizer = load(str(folder), dtype=torch.float32)
+    model, tokenizer = load(str(folder), device="cpu", dtype=torch.float32)
     weights = (folder / "model.safetensors").read_bytes()
     kept = options.run / hashlib.sha256(weights).hexdigest()[:12] / name
     kept.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def predictions(name: str, model, texts: list, past: Trace) -> pd.DataFrame:
 
 def live(problems: int, about: dict) -> pd.DataFrame:
     """Systems in the runtime, on the same problems, everything simulated; and how long a prediction takes here."""
-    model, tokenizer = load("tiny-olmoe")
+    model, tokenizer = load("tiny-olmoe", device="cpu")
     past = trace_of(past_of(model, tokenizer, about), find_layers(model)[0].num_experts)
     network, rows = Network.shipped("tiny-olmoe"), []
     chosen = [problem for name in tasks.NAMES for problem in tasks.load(name, n=-(-problems // 2), seed=1)][:problems]

@@ -102,7 +102,7 @@ def write_text(model, config, tokens: int, seed: int) -> dict:
 
 def measure(folder: Path, slots: int, tokens: int, repeats: int) -> dict:
     """The runs, in turns, and the bandwidth before each turn."""
-    model, _ = load(str(folder), experts="disk", progress=False)
+    model, _ = load(str(folder), device="cpu", experts="disk", progress=False)
     files = [layer.experts.on_disk for layer in find_layers(model)]
     for layer in files:
         layer.read_cold()
@@ -113,7 +113,7 @@ def measure(folder: Path, slots: int, tokens: int, repeats: int) -> dict:
             forget(folder)
             runs[name].append(write_text(model, config, tokens, turn))
     del model
-    resident, _ = load(str(folder), progress=False)
+    resident, _ = load(str(folder), device="cpu", progress=False)
     alone = [_resident(resident, tokens, turn) for turn in range(repeats)]
     base = [run["seconds_per_token"] for run in runs["on_demand"]]
     return {

@@ -114,7 +114,7 @@ def live_error() -> pd.DataFrame:
     from mobile_nb import load, metrics, offload, tasks
 
     trace = Trace.load(ROOT / "data" / "traces" / "tiny-olmoe.parquet")
-    model, tokenizer = load("tiny-olmoe")
+    model, tokenizer = load("tiny-olmoe", device="cpu")
     parts = []
     for gamma in (0.5, 0.7, 0.9, 0.99):
         config = systems.mobile(gamma=gamma, slots=16)

@@ -22,7 +22,7 @@ GEOMETRY, CARD = "olmoe-1b-7b", "RTX 4080, PCIe 4"
 
 
 def main() -> None:
-    model, tokenizer = load("tiny-olmoe")
+    model, tokenizer = load("tiny-olmoe", device="cpu")
     problem = tasks.load("word-problems", n=TELLING["tiny-olmoe"] + 1)[-1]
     runs = {"on demand": systems.on_demand(slots=16), "MoBiLE, γ 0.7": systems.mobile(0.7, slots=16)}
     traces = {}

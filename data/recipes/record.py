@@ -25,7 +25,7 @@ from mobile_nb.policies import ReadGates  # noqa: E402
 
 def record(name: str, problems: int, *, fraction: float = 0.5, hardware="rtx4080-pcie4"):
     """The trace of `name` on that many held-out problems, a quarter of the experts in slots, simulated."""
-    model, tokenizer = load(name)
+    model, tokenizer = load(name, device="cpu")
     slots = Geometry.of(STANDS_FOR[name]).num_experts // 4
     config = systems.mobile(gamma=1.1, fraction=fraction, slots=slots, prefetch=ReadGates())
     with offload(model, config, tokenizer=tokenizer, hardware=hardware, geometry=STANDS_FOR[name]) as engine:

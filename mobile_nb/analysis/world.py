@@ -33,7 +33,7 @@ class World:
 
     @cached_property
     def loaded(self):
-        return load(self.name)
+        return load(self.name, device="cpu")
 
     @property
     def geometry(self) -> str:
