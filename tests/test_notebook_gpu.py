@@ -9,7 +9,7 @@ pytestmark = pytest.mark.gpu
 HERE = Path(__file__).resolve().parents[1] / "notebooks" / "90_your_own_card.ipynb"
 
 
-def test_every_cell_runs(monkeypatch, capsys):
+def test_every_cell_runs(monkeypatch):
     go = pytest.importorskip("plotly.graph_objects")
     shown = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure.to_json()))
@@ -21,6 +21,6 @@ def test_every_cell_runs(monkeypatch, capsys):
             exec(compile(code, HERE.name, "exec"), space)
             if "NAME" in code and "TASK" in code and "wanted" not in space:
                 space |= {"NAME": "tiny-olmoe", "TASK": "word-problems", "CONTEXT": 512}
-    assert len(shown) == 3 and all("easured" in each for each in shown)
+    assert len(shown) == 3 and all("measured" in each.lower() for each in shown)
     assert space["table"].ms.notna().all()
     assert set(space["points"].label) == {"big", "little", "γ 0.5", "γ 0.7", "γ 0.9"}

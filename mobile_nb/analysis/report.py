@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from .. import systems
-from ..model.adapters import find_layers
 from ..model.find import embedded
 from ..model.load import load
 from ..runtime.batch import apart
@@ -40,7 +39,7 @@ def run(
     net, tokenizer = load(model)
     shared = {"seed": seed, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "save": save}
     clock = {}
-    if slots is None and not apart(net, find_layers(net)):
+    if slots is None and not apart(net):
         result = evaluate(net, tokenizer, problems, config=config, **shared)
         how = f"plain transformers, batches of {batch_size}, {net.dtype}, on {net.device}"
     else:

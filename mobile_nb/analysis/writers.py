@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
-from ..model.adapters import find_layers
 from ..runtime.batch import BatchDecoder, Row, apart, installed
 from ..runtime.config import MobileConfig
 from ..runtime.engine import Engine
@@ -32,7 +31,7 @@ def writer_of(engine_or_model, tokenizer, config: MobileConfig) -> Iterator[_Eng
         with engine_or_model.batch() as decoder:
             yield _ModelWriter(decoder, tokenizer)
     elif hasattr(engine_or_model, "generate") and hasattr(engine_or_model, "config"):
-        if apart(engine_or_model, find_layers(engine_or_model)):  # it runs offloaded or not at all
+        if apart(engine_or_model):  # it runs offloaded or not at all
             with offload(engine_or_model, config, tokenizer=tokenizer) as engine:
                 yield _EngineWriter(engine, tokenizer)
             return

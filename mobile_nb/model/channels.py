@@ -20,6 +20,7 @@ from ..policies.codec import Codec, Form, Int2
 from ..vocabulary import MobileError
 from .adapters import MoELayer, find_layers
 from .decoded import every_form
+from .experts import gated
 
 
 def width(experts: nn.Module) -> int:
@@ -29,9 +30,7 @@ def width(experts: nn.Module) -> int:
         MobileError: they are not made of a gate, an up and a down matrix alone, whose products up multiplies.
     """
     own = {name for name, p in experts.named_parameters(recurse=False) if p is not None}
-    plain = not getattr(experts, "is_transposed", True)
-    plain = plain and not getattr(experts, "has_post_expert_norm", False)  # unknown before transformers 5.20
-    if own == {"gate_up_proj", "down_proj"} and plain and hasattr(experts, "_apply_gate"):
+    if own == {"gate_up_proj", "down_proj"} and gated(experts):
         inner = experts.down_proj.shape[-1]
         given = torch.randn(4, 2 * inner, generator=torch.Generator().manual_seed(0))
         given = given.to(experts.down_proj.device, experts.down_proj.dtype)

@@ -39,6 +39,12 @@ class OffloadedExperts(nn.Module):
         return self._serve(hidden, index, weights)
 
 
+def gated(experts: nn.Module) -> bool:
+    """Whether an expert is act(gate) * up, then down, and no more; transformers knows a norm behind it since 5.20."""
+    plain = not getattr(experts, "is_transposed", True) and not getattr(experts, "has_post_expert_norm", False)
+    return plain and hasattr(experts, "_apply_gate")
+
+
 class SlotExperts:
     """The experts of one layer, computed from its slots."""
 
@@ -49,11 +55,9 @@ class SlotExperts:
             self._twin._parameters[name] = nn.Parameter(view, requires_grad=False)
         self._twin.num_experts = len(slots.blocks)
         common = (
-            getattr(experts, "has_gate", False)
-            and not getattr(experts, "is_transposed", True)
+            gated(experts)
+            and getattr(experts, "has_gate", False)
             and not getattr(experts, "has_bias", True)
-            and not getattr(experts, "has_post_expert_norm", False)  # unknown before transformers 5.20
-            and hasattr(experts, "_apply_gate")
             and set(slots.views) == {"gate_up_proj", "down_proj"}
         )
         self._short, self._device = common, slots.blocks.device
@@ -189,4 +193,4 @@ def best(index: torch.Tensor, weights: torch.Tensor, run: int, over: int | None,
     return index, kept if scale is None else kept * scale[index]
 
 
-__all__ = ["HostExperts", "OffloadedExperts", "SlotExperts", "best", "listed", "picked"]
+__all__ = ["HostExperts", "OffloadedExperts", "SlotExperts", "best", "gated", "listed", "picked"]

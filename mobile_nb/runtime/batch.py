@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
-from ..model.adapters import MoELayer, find_layers
+from ..model.adapters import MoELayer, find_layers, fused_experts
 from ..vocabulary import BIG, LITTLE, PROMPT, MobileError
 from .config import MobileConfig
 from .decode import Evidence
@@ -204,12 +204,12 @@ def installed(
             depends on more than count and keep.
     """
     if layers is None:
-        layers = find_layers(model)
-        if apart(model, layers):
+        if apart(model):
             raise MobileError(
                 "the experts of this model do not lie where the rest of it does, so it cannot run by itself: offload "
                 "it, or load it with device='cpu' and its experts in memory."
             )
+        layers = find_layers(model)
     decoder = BatchDecoder(model, layers, config, fleet)
     before = [layer.block.experts for layer in layers]
     try:
@@ -220,10 +220,10 @@ def installed(
             layer.block.experts = experts
 
 
-def apart(model, layers: list[MoELayer]) -> bool:
+def apart(model) -> bool:
     """Whether a model's experts lie elsewhere than the rest: as `load` leaves it for a card, or on disk."""
     rest = model.get_input_embeddings().weight.device
-    return any(p.device != rest for layer in layers for p in layer.experts.parameters(recurse=False))
+    return any(p.device != rest for experts in fused_experts(model) for p in experts.parameters(False))
 
 
 __all__ = ["Agreement", "BatchDecoder", "Row", "RowExperts", "apart", "installed"]
